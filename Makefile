@@ -1,0 +1,88 @@
+# One command each; needs python3 (3.11 or newer, with venv), make and a package index, and nothing else.
+#
+#   make setup        .venv with the locked versions (made once, and again when they change)
+#   make quickstart   the whole job on real handwritten digits; ARGS="--workdir=DIR …" is passed on
+#   make test         check, and the tests that a change must pass
+#   make test-all     the same, and what takes longer: real processes, slow tests
+#   make check        format, lint, types, import rules
+#   make format       put the code into the one format
+#   make lock         constraints.txt resolved anew for every supported Python (needs uv)
+#   make clean        remove .venv, caches and build leftovers (never runs/)
+#
+# make PYTHON=python3.13 setup picks another interpreter (make clean first, if there is a .venv).
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+RUN := $(VENV)/bin/python -m
+ARGS ?=
+
+# pip shows its progress on a terminal and stays silent in a log.
+PIP_OUTPUT := $(shell [ -t 2 ] || echo --quiet)
+# More workers than this gain little: XLA uses the cores by itself.
+PYTEST := $(RUN) pytest
+PARALLEL := -n auto --maxprocesses=4 --dist=loadfile
+
+# Folders that hold tests by now. tests/devices needs a process of its own: JAX counts its devices once.
+QUICK := $(wildcard tests/unit tests/architecture tests/conformance tests/e2e)
+DEVICES := $(wildcard tests/devices)
+PROCESSES := $(wildcard tests/processes)
+# Files with slow tests, found by their mark.
+SLOW := $(if $(QUICK),$(shell grep -rlE 'mark\.slow' --include='test_*.py' $(QUICK)))
+SLOW_DEVICES := $(if $(DEVICES),$(shell grep -rlE 'mark\.slow' --include='test_*.py' $(DEVICES)))
+
+.PHONY: setup quickstart test test-quick test-devices test-all test-slow check format lock clean
+.DEFAULT_GOAL := setup
+
+setup: $(READY)
+
+# The stamp is written last: what was interrupted is made anew, from an empty .venv.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: %s is Python %d.%d; Vitforge needs 3.11 or newer: make PYTHON=python3.12 …" % (sys.executable, *sys.version_info[:2]))'
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo 'error: $(PYTHON) has no venv; on Debian: apt-get install python3-venv' >&2; exit 1; }
+	@test -e $@ || $(PYTHON) -m venv --clear $(VENV)
+	@rm -f $@
+	@echo 'Installing the locked versions into $(VENV) (some minutes the first time) …' >&2
+	@$(RUN) pip install $(PIP_OUTPUT) --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+quickstart: $(READY)
+	@$(RUN) tools.quickstart $(ARGS)
+
+test: check test-quick test-devices
+
+test-all: test test-slow
+
+test-quick: $(READY)
+	$(PYTEST) $(PARALLEL) -m 'not slow' $(QUICK)
+
+test-devices: $(READY)
+	$(if $(DEVICES),$(PYTEST) -m 'not slow' $(DEVICES))
+
+# One after the other: these start servers and trainings of several processes, which would only slow each other down.
+test-slow: $(READY)
+	$(if $(PROCESSES),$(PYTEST) $(PROCESSES))
+	$(if $(SLOW),$(PYTEST) -m slow $(SLOW))
+	$(if $(SLOW_DEVICES),$(PYTEST) -m slow $(SLOW_DEVICES))
+
+check: $(READY)
+	@$(RUN) ruff format --check --output-format=concise . || { echo 'error: make format puts this right' >&2; exit 1; }
+	$(RUN) ruff check --quiet .
+	$(RUN) mypy
+	$(VENV)/bin/python -c 'from importlinter.cli import lint_imports_command; lint_imports_command()' --no-cache --no-logo
+
+format: $(READY)
+	$(RUN) ruff format .
+	$(RUN) ruff check --fix .
+
+lock:
+	uv pip compile --quiet --universal --python-version 3.11 --all-extras pyproject.toml --output-file constraints.new \
+		--no-header --no-annotate --no-emit-index-url --no-emit-find-links
+	sed '1!d' constraints.txt | cat - constraints.new > constraints.both
+	mv constraints.both constraints.txt
+	rm constraints.new
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache *.egg-info
+	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +

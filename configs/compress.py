@@ -1,0 +1,26 @@
+"""Cut a trained teacher to a quarter of its parameters and repair it, without a training step.
+
+    python -m trainer.compress --checkpoint=runs/teacher --config=configs/compress.py --workdir=runs/pruned
+    python -m trainer.compress --checkpoint=runs/teacher --config=configs/compress.py:fashion_mnist --workdir=runs/pruned \
+        --config.budget.macs=0.25
+    python -m trainer.compress --checkpoint=runs/teacher --config=configs/compress.py --workdir=runs/pruned \
+        --config.shape.num_layers=4 --config.shape.num_heads=2 --config.shape.mlp_dim=128
+"""
+
+import ml_collections
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """The argument is the data set whose training images calibrate: digits (default) or fashion_mnist."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.dataset = arg or "digits"
+    config.data_dir = ""
+    config.budget = ml_collections.ConfigDict({"params": 0.25, "macs": 0.0})
+    config.shape = ml_collections.ConfigDict({"num_layers": 0, "num_heads": 0, "mlp_dim": 0})
+    config.score = "fisher"
+    config.calibration = ml_collections.ConfigDict({"examples": 1024, "batch": 128})
+    config.ridge = 0.01
+    config.round_mlp = 8
+    config.round_head_dim = 4
+    return config

@@ -1,0 +1,47 @@
+"""The digits that come with the installation: 1,797 handwritten digits, 8×8 grey pixels shown at 16×16.
+
+    python -m trainer.main --config=configs/digits.py:teacher --workdir=runs/teacher
+    python -m trainer.main --config=configs/digits.py:student --workdir=runs/student \
+        --config.pretrained=runs/pruned --config.teacher_weights=runs/teacher
+    python -m trainer.main --config=configs/digits.py:scratch --workdir=runs/scratch --config.shape_of=runs/pruned
+"""
+
+import ml_collections
+
+_ROLES = ("teacher", "student", "scratch")
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """The teacher; the student cut from it, distilled; or the student's shape from scratch, for as many steps."""
+    role = arg or "teacher"
+    if role not in _ROLES:
+        raise ValueError(f"argument {role!r} must be one of {', '.join(_ROLES)}")
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.dataset = "digits"
+    config.data_dir = ""
+    config.image_size = 16
+    config.aug = "shift"
+    config.model = "ViT-digits" if role == "teacher" else ""
+    config.pretrained = ""
+    config.shape_of = ""
+    config.teacher_weights = ""
+    config.distill_weight = 0.9 if role == "student" else 0.0
+    config.distill_temperature = 2.0
+    config.batch = 64
+    config.batch_eval = 128
+    config.total_steps = 1000 if role == "teacher" else 500
+    config.warmup_steps = 100 if role == "teacher" else 50
+    config.base_lr = 5e-4 if role == "student" else 1e-3  # the student starts from repaired weights, not from noise
+    config.wd = 0.05
+    config.do = 0.0
+    config.sd = 0.0
+    config.label_smoothing = 0.0
+    config.grad_norm_clip = 1.0
+    config.eval_every = 250
+    config.checkpoint_every = 250
+    config.keep_last = 2
+    config.log_every = 10
+    config.workers = 0
+    config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "model": 1})
+    return config

@@ -1,0 +1,81 @@
+"""Serves every bundle of a repository over gRPC.
+
+    python -m serving.main --model_repository=REPO --port=8001
+
+One line for each model and one for the address go to stderr. Once calls are taken, stdout gets a JSON line
+{"event": "ready", "port": …, "models": […]}, which scripts may wait for. SIGTERM or SIGINT drains and ends it with exit code 0.
+"""
+
+import asyncio
+import json
+import signal
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from serving import command
+from serving.service.server import Server, ServerOptions
+
+
+def main(argv: list[str]) -> dict[str, object]:
+    """Runs the command; see the module."""
+    values = _flags()
+    rest = command.parse_flags(values, argv)
+    if rest:
+        raise command.UserError(f"unexpected argument {rest[0]}: flags are written --name=value (see --help)")
+    if not values["model_repository"].value:
+        raise command.UserError("--model_repository is missing: name the folder that holds NAME/VERSION bundles")
+    return asyncio.run(serve(_options(values), values["drain_s"].value))
+
+
+async def serve(options: ServerOptions, drain_s: float) -> dict[str, object]:
+    """Serves until SIGTERM or SIGINT, drains, and returns what there is to say at the end."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    server = await Server.start(options)
+    names = [f"{model.name}/{model.version}" for model in server.models]
+    for loaded in server.loaded:
+        print(f"loaded {loaded.name} version {loaded.version} ({loaded.precision})", file=sys.stderr)
+    print(f"serving on {options.host}:{server.port}", file=sys.stderr, flush=True)
+    print(json.dumps({"event": "ready", "port": server.port, "models": names}), flush=True)
+    await stop.wait()
+    print("draining", file=sys.stderr, flush=True)
+    await server.stop(drain_s)
+    return {"event": "stopped", "answered": sum(model.telemetry.success.count for model in server.models)}
+
+
+def _flags() -> flags.FlagValues:
+    values = flags.FlagValues()
+    defaults = ServerOptions(Path())
+    text, whole, real = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_float
+    text("model_repository", None, "Folder of NAME/VERSION bundles, as trainer.export writes them.", flag_values=values)
+    text("host", defaults.host, "Address to listen on; 127.0.0.1 takes calls of this machine only.", flag_values=values)
+    whole("port", defaults.port, "Port to listen on; 0 takes a free one.", 0, 65535, flag_values=values)
+    whole("threads", 0, "Threads of a model's runtime; 0: one per core.", 0, flag_values=values)
+    whole("max_batch_size", defaults.max_batch_size, "Rows computed together at most.", 1, flag_values=values)
+    real("max_delay_ms", defaults.max_delay_s * 1e3, "How long requests that queue may wait for company.", 0.0, flag_values=values)
+    whole("max_queue_rows", defaults.max_queue_rows, "Rows of a model that may wait; more are refused.", 1, flag_values=values)
+    text("precision", "", "Which model file of each bundle, fp32 or int8; empty: its first.", flag_values=values)
+    real("drain_s", 30.0, "Seconds that calls under way get to finish after SIGTERM.", 0.0, flag_values=values)
+    whole("max_message_bytes", 0, "Largest message; 0: derived from the largest batch.", 0, flag_values=values)
+    return values
+
+
+def _options(values: flags.FlagValues) -> ServerOptions:
+    return ServerOptions(
+        model_repository=Path(values["model_repository"].value),
+        host=values["host"].value,
+        port=values["port"].value,
+        threads=values["threads"].value,
+        max_batch_size=values["max_batch_size"].value,
+        max_delay_s=values["max_delay_ms"].value / 1e3,
+        max_queue_rows=values["max_queue_rows"].value,
+        precision=values["precision"].value,
+        max_message_bytes=values["max_message_bytes"].value,
+    )
+
+
+if __name__ == "__main__":
+    command.run_command(main)

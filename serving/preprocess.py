@@ -1,0 +1,146 @@
+"""From an encoded image to model input, as data says it: one small interpreter for evaluation, export and serving alike.
+
+    bytes → decode → uint8 (H, W, C) → fit → uint8 (height, width, C) → normalise → float32
+
+numpy and Pillow only; gRPC-free.
+"""
+
+import dataclasses
+import io
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+
+Array = np.ndarray[Any, np.dtype[Any]]
+MAX_PIXELS = 50_000_000  # checked against the header, before a single pixel is decoded
+
+_METHODS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+_CHANNELS = {"L": 1, "RGB": 3}
+
+
+class ImageError(ValueError):
+    """Bytes that are no image, or too large a one; the message is one line for whoever sent them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PreprocessSpec:
+    """How an image becomes model input.
+
+    `resize`: "squash" to the size, or "crop": the smaller side to size / crop_fraction, then the centre.
+    `mean` and `std` are per channel on the scale of 0 to 255: y = (x - mean) / std.
+    """
+
+    color: Literal["L", "RGB"]
+    height: int
+    width: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize: Literal["squash", "crop"] = "squash"
+    method: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    antialias: bool = True
+    crop_fraction: float = 1.0
+    layout: Literal["NHWC"] = "NHWC"
+
+    def __post_init__(self) -> None:
+        if self.color not in _CHANNELS or self.method not in _METHODS or self.resize not in ("squash", "crop"):
+            raise ValueError(f"{self}: color is L or RGB, resize squash or crop, method one of {', '.join(_METHODS)}")
+        if min(self.height, self.width) < 1 or not 0 < self.crop_fraction <= 1 or self.layout != "NHWC":
+            raise ValueError(f"{self}: sizes are positive, crop_fraction in (0, 1], layout NHWC")
+        if len(self.mean) != self.channels or len(self.std) != self.channels or 0 in self.std:
+            raise ValueError(f"{self}: mean and std need {self.channels} values, std none of 0")
+        if not self.antialias and self.method != "nearest":
+            raise ValueError(f"{self}: Pillow always antialiases when it shrinks; antialias=False is offered with nearest only")
+
+    @property
+    def channels(self) -> int:
+        """C: 1 for grey, 3 for colour."""
+        return _CHANNELS[self.color]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**dataclasses.asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> "PreprocessSpec":
+        """The spec that `to_json` wrote."""
+        return PreprocessSpec(**{**value, "mean": tuple(value["mean"]), "std": tuple(value["std"])})
+
+
+def decode(encoded: bytes, spec: PreprocessSpec, max_pixels: int = MAX_PIXELS) -> Array:
+    """The image in `encoded` as uint8 (H, W, C): upright (EXIF), first frame, transparency on black, 16 bits scaled to 8.
+
+    Raises:
+      ImageError: when the bytes are no image that Pillow reads, or hold more than `max_pixels`.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise ImageError(f"the image has {width} x {height} pixels, at most {max_pixels} are taken; send a smaller one")
+            return _as_array(ImageOps.exif_transpose(image), spec)
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's decoders raise many kinds for damaged files; each is the sender's to mend
+        raise ImageError(f"the bytes ({len(encoded)}) are no image that can be decoded: {type(error).__name__}") from error
+
+
+def _as_array(image: Image.Image, spec: PreprocessSpec) -> Array:
+    if image.mode.startswith("I"):  # 16 bits a pixel; convert("L") would clip instead of scale
+        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        coloured = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), coloured)
+    pixels = np.asarray(image.convert(spec.color))
+    return pixels.reshape(*pixels.shape[:2], spec.channels)
+
+
+def fit(image: Array, spec: PreprocessSpec) -> Array:
+    """uint8 (H, W, C) → uint8 (spec.height, spec.width, C) by the spec's resize."""
+    if image.shape[2] != spec.channels:
+        raise ImageError(f"the image has {image.shape[2]} channels, {spec.color} asks for {spec.channels}")
+    if image.shape[:2] == (spec.height, spec.width) and spec.crop_fraction == 1:
+        return image
+    picture = Image.fromarray(image[..., 0] if spec.channels == 1 else image)
+    if spec.resize == "squash":
+        resized = picture.resize((spec.width, spec.height), _METHODS[spec.method])
+    else:
+        resized = _centre(picture, spec)
+    pixels = np.asarray(resized)
+    return pixels.reshape(spec.height, spec.width, spec.channels)
+
+
+def _centre(picture: Image.Image, spec: PreprocessSpec) -> Image.Image:
+    scale = max(spec.width / picture.width, spec.height / picture.height) / spec.crop_fraction
+    size = (max(spec.width, round(picture.width * scale)), max(spec.height, round(picture.height * scale)))
+    resized = picture.resize(size, _METHODS[spec.method])
+    left, top = math.floor((size[0] - spec.width) / 2), math.floor((size[1] - spec.height) / 2)
+    return resized.crop((left, top, left + spec.width, top + spec.height))
+
+
+def normalise(images: Array, spec: PreprocessSpec) -> Array:
+    """uint8 (..., H, W, C) → float32, per channel (x - mean) / std."""
+    mean, std = (np.asarray(values, np.float32) for values in (spec.mean, spec.std))
+    return (images.astype(np.float32) - mean) / std
+
+
+def prepare(encoded: Sequence[bytes], spec: PreprocessSpec) -> Array:
+    """Encoded images → float32 (B, height, width, C), ready for the model.
+
+    Raises:
+      ImageError: naming which image cannot be taken.
+    """
+    fitted = []
+    for index, one in enumerate(encoded):
+        try:
+            fitted.append(fit(decode(one, spec), spec))
+        except ImageError as error:
+            raise ImageError(f"image {index}: {error}") from error
+    return normalise(np.stack(fitted), spec)

@@ -1,0 +1,82 @@
+"""The launcher's command line: values arrive as typed, and bad input is refused in one line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HERE = [sys.executable, "-m", "tools.launch"]
+ECHO = ["--", "python", "-c", "import json, sys; print(json.dumps({'arguments': sys.argv[1:]}))"]
+
+
+def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*HERE, *arguments], capture_output=True, text=True, timeout=60)
+
+
+def test_arguments_with_spaces_quotes_and_substitutions_arrive_as_typed() -> None:
+    typed = ["a b", "it's", '"q"', "$(touch x)", "`id`", "*", "--processes=9", "--", "", "ü\n"]
+    ended = launch("run", "--backend=local", "--processes=1", *ECHO, *typed)
+    assert ended.returncode == 0
+    assert json.loads(ended.stdout.splitlines()[-1]) == {"arguments": typed}
+
+
+def test_a_dry_run_prints_one_quoted_line_per_process_and_starts_nothing() -> None:
+    ended = launch(
+        "run", "--processes=2", "--devices_per_process=4", "--dry_run", "--", "python", "-c", "exit('$(x) y')"
+    )
+    lines = ended.stdout.splitlines()
+    assert ended.returncode == 0
+    assert [f"VITFORGE_PROCESS_ID={index}" in line for index, line in enumerate(lines)] == [True, True]
+    assert all("JAX_NUM_CPU_DEVICES=4" in line and "'exit('\"'\"'$(x) y'\"'\"')'" in line for line in lines)
+
+
+def test_variables_given_on_the_command_line_reach_the_processes() -> None:
+    ended = launch(
+        "run",
+        "--env=NAME=a=b c",
+        "--",
+        "python",
+        "-c",
+        "import os; print('{\"name\": \"%s\"}' % os.environ['NAME'])",
+    )
+    assert ended.stdout == '{"name": "a=b c"}\n'
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["run", "--backend=cloud", *ECHO],
+            "--backend=cloud: no such back end; there is local now, and ssh, slurm, jobset, tpu_vm",
+        ),
+        (["run", "--processes=0", *ECHO], "--processes=0: at least 1"),
+        (["run", "--devices_per_process=-1", *ECHO], "--devices_per_process=-1: at least 1"),
+        (["run", "--processes=two", *ECHO], "--processes"),
+        (["run", "--timeout_s=0", *ECHO], "--timeout_s=0.0"),
+        (["run", "--env=NAME", *ECHO], "--env=NAME: NAME=VALUE"),
+        (["run", "--procesess=2", *ECHO], "procesess"),
+        (["run"], "no command to run"),
+        (["run", "--"], "no command to run"),
+        (["run", "python", "train.py"], "unexpected argument 'python'"),
+        (["run", "--", "no-such-program"], "'no-such-program' is no program"),
+        (["run", "--logs=/dev/null/logs", *ECHO], "--logs=/dev/null/logs: Not a directory"),
+        (["logs"], "the verb 'logs' is planned"),
+        (["walk"], "no such verb: 'walk'"),
+        ([], "say what to do"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(arguments: list[str], message: str) -> None:
+    ended = launch(*arguments)
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert ended.stderr.startswith("error: ")
+    assert message in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+def test_help_names_what_is_there_and_what_is_planned() -> None:
+    ended = launch("--help")
+    assert ended.returncode == 0
+    assert "--devices_per_process" in ended.stderr
+    assert "Planned: render, status, logs, stop, doctor." in ended.stderr

@@ -1,0 +1,176 @@
+"""The main job on real images, end to end: train, cut, distil, export, serve, measure. Each step is a command of its own.
+
+    python -m tools.quickstart [--dataset=digits|fashion_mnist] [--data_dir=DIR] [--workdir=runs/quickstart] [--fresh]
+
+Writes results.json, report.md and plots under the workdir, and its bundles in WORKDIR/models/NAME/1. Run again, it goes on with
+the first step that is not done.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from serving import command
+from serving.client import VisionClient
+from serving.command import ExitCode, UserError
+from tools import bench_serving, report
+from tools.report import Row
+
+_DATASETS = ("digits", "fashion_mnist")
+Result = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One row of the answer: a stage of the job, the workdir of its model, and the bundle it is served from."""
+
+    stage: str
+    trained_in: str
+    bundle: str
+    precision: str = "fp32"
+
+
+VARIANTS = (
+    Variant("teacher", "teacher", "teacher"),
+    Variant("pruned", "pruned", "pruned"),
+    Variant("distilled", "student", "student"),
+    Variant("distilled int8", "student", "student-int8", "int8"),
+    Variant("scratch", "scratch", "scratch"),
+)
+
+
+class Steps:
+    """Runs commands one after the other, shows them as a user would type them, and remembers which are done."""
+
+    def __init__(self, workdir: Path) -> None:
+        self._folder = workdir / "steps"
+        self.seconds: dict[str, float] = {}
+
+    def run(self, name: str, module: str, *arguments: str) -> Result:
+        """The result of `python -m module arguments`, run now or, with the same arguments, before.
+
+        Raises:
+          UserError: when the command fails, with its exit code; it has said why.
+        """
+        record = self._folder / f"{name}.json"
+        shown = " ".join(["python", "-m", module, *arguments])
+        if record.is_file():
+            done = json.loads(record.read_text())
+            if done["command"] == shown:
+                print(f"\n== {name}: done before\n   {shown}", file=sys.stderr)
+                self.seconds[name] = done["seconds"]
+                return done["result"]
+        print(f"\n== {name}\n   {shown}", file=sys.stderr, flush=True)
+        began_s = time.monotonic()
+        ended = subprocess.run([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True, check=False)
+        if ended.returncode:
+            code = ExitCode(ended.returncode) if ended.returncode in set(ExitCode) else ExitCode.BUG
+            raise UserError(f"step {name!r} failed with exit code {ended.returncode}; its own message stands above", code)
+        self.seconds[name] = round(time.monotonic() - began_s, 1)
+        result: Result = json.loads(ended.stdout.splitlines()[-1])
+        self._folder.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps({"command": shown, "seconds": self.seconds[name], "result": result}) + "\n")
+        return result
+
+
+def main(argv: list[str]) -> dict[str, object]:
+    """Runs the main job; the result names the report and repeats its rows."""
+    values = flags.FlagValues()
+    flags.DEFINE_enum("dataset", "digits", _DATASETS, "The images: digits come with the installation.", flag_values=values)
+    flags.DEFINE_string("data_dir", "", "Folder of the IDX files of fashion_mnist.", flag_values=values)
+    flags.DEFINE_string("workdir", "runs/quickstart", "Folder of everything this job writes.", flag_values=values)
+    flags.DEFINE_bool("fresh", False, "Remove the workdir first and start again.", flag_values=values)
+    extra = command.parse_flags(values, argv)
+    if extra:
+        raise UserError(f"unexpected argument {extra[0]!r} (see --help)")
+    workdir = Path(values["workdir"].value)
+    if values["fresh"].value:
+        _remove(workdir)
+    return quickstart(values["dataset"].value, values["data_dir"].value, workdir)
+
+
+def _remove(workdir: Path) -> None:
+    if workdir.exists() and not (workdir / "steps").is_dir():
+        raise UserError(f"--fresh would remove {workdir}, which no quickstart has written; give another --workdir")
+    shutil.rmtree(workdir, ignore_errors=True)
+
+
+def quickstart(dataset: str, data_dir: str, workdir: Path) -> dict[str, object]:
+    """The whole job; see the module."""
+    began_s = time.monotonic()
+    steps = Steps(workdir)
+    exported = _make_models(steps, dataset, data_dir, workdir)
+    images, labels = report.test_images(dataset, data_dir)
+    load = bench_serving.Load()
+    with serving(workdir / "models") as address, VisionClient(address) as client:
+        names = [variant.bundle for variant in VARIANTS]
+        print("\n== accuracy: the test images as PNG bytes through Vision/Classify", file=sys.stderr)
+        correct = {name: _correct(client, name, images, labels) for name in names}
+        print("\n== speed: through the same server", file=sys.stderr)
+        speeds = bench_serving.measure(client, names, images[:256], load)
+    rows = [
+        Row.of(variant.stage, variant.precision, exported[variant.bundle], correct[variant.bundle], len(labels), speeds[variant.bundle])
+        for variant in VARIANTS
+    ]
+    steps.seconds["in all"] = round(time.monotonic() - began_s, 1)
+    text = report.write(workdir, dataset, rows, load, steps.seconds)
+    print("\n" + text, file=sys.stderr)
+    return {"workdir": str(workdir), "seconds": steps.seconds["in all"], "results": [row.to_json() for row in rows]}
+
+
+def _make_models(steps: Steps, dataset: str, data_dir: str, workdir: Path) -> dict[str, Result]:
+    """Trains, cuts, distils and exports; returns the exporter's result by bundle."""
+    at = {name: str(workdir / name) for name in ("teacher", "pruned", "student", "scratch")}
+    recipe, data = f"configs/{dataset}.py", [f"--config.data_dir={data_dir}"] if data_dir else []
+
+    def train(name: str, *arguments: str) -> None:
+        steps.run(name, "trainer.main", f"--config={recipe}:{name}", f"--workdir={at[name]}", *arguments, *data)
+
+    train("teacher")
+    cutting = (f"--checkpoint={at['teacher']}", f"--config=configs/compress.py:{dataset}", f"--workdir={at['pruned']}")
+    steps.run("pruned", "trainer.compress", *cutting, *data)
+    train("student", f"--config.pretrained={at['pruned']}", f"--config.teacher_weights={at['teacher']}")
+    train("scratch", f"--config.shape_of={at['pruned']}")
+    return {
+        variant.bundle: steps.run(
+            f"export {variant.bundle}",
+            "trainer.export",
+            f"--checkpoint={at[variant.trained_in]}",
+            f"--output={workdir / 'models' / variant.bundle / '1'}",
+            f"--precision={variant.precision}",
+        )
+        for variant in VARIANTS
+    }
+
+
+def _correct(client: VisionClient, model: str, images: Sequence[bytes], labels: Sequence[int]) -> int:
+    return sum(found == label for found, label in zip(bench_serving.predictions(client, model, images), labels, strict=True))
+
+
+@contextmanager
+def serving(repository: Path) -> Iterator[str]:
+    """A server on `repository`, a process of its own on a free port; its address, once it is ready; drained at the end."""
+    arguments = ["-m", "serving.main", f"--model_repository={repository}", "--port=0"]
+    print(f"\n== serve\n   python {' '.join(arguments)}", file=sys.stderr, flush=True)
+    with subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True, env=os.environ) as server:
+        try:
+            line = server.stdout.readline() if server.stdout else ""
+            if not line:
+                raise UserError("the server ended before it was ready; its own message stands above", ExitCode.BUG)
+            yield f"localhost:{json.loads(line)['port']}"
+        finally:
+            server.terminate()
+
+
+if __name__ == "__main__":
+    command.run_command(main)

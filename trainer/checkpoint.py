@@ -1,0 +1,202 @@
+"""Checkpoints: our schema on disk, Orbax and tensorstore behind it and nowhere else.
+
+    PATH/checkpoints/STEP/params   the nested dict of arrays, by name
+                         /opt      what the optimiser keeps, by name (training only)
+                         /meta     JSON: description, preprocessing, labels, configuration, data position, hashes
+
+Training writes and restores through `TrainCheckpoints` (asynchronously, sharded, onto any mesh). A finished or cut model is
+written by `save_model`. Everybody else reads with `load`, which takes just the chosen arrays, onto the host.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore
+
+from serving.command import UserError
+from serving.preprocess import PreprocessSpec
+from trainer import description
+from trainer.description import ViT
+from trainer.models.build import Params, flatten, param_shapes, unflatten
+
+_FOLDER = "checkpoints"
+Meta = dict[str, Any]
+
+
+class State(Protocol):
+    """What training saves; `trainer.step.TrainState` has this form."""
+
+    @property
+    def step(self) -> jax.Array: ...
+    @property
+    def params(self) -> Params: ...
+    @property
+    def opt(self) -> Any: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What a checkpoint says of itself: the model, how images are prepared for it, its classes, and where it came from.
+
+    `meta` holds stage, dataset, fingerprint, config_text, config_hash, teacher_hash, calibration_hash and step.
+    """
+
+    description: ViT
+    preprocess: PreprocessSpec
+    labels: tuple[str, ...]
+    meta: Meta
+
+    def to_json(self) -> Meta:
+        """One JSON object."""
+        return {
+            "description": description.to_json(self.description),
+            "preprocess": self.preprocess.to_json(),
+            "labels": list(self.labels),
+            **self.meta,
+        }
+
+    @staticmethod
+    def from_json(value: Meta) -> "Card":
+        """The card that `to_json` wrote."""
+        rest = dict(value)
+        model = description.from_json(rest.pop("description"))
+        preprocess = PreprocessSpec.from_json(rest.pop("preprocess"))
+        return Card(model, preprocess, tuple(rest.pop("labels")), rest)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded(Card):
+    """A card with the model's parameters as numpy arrays on the host; meta has weights_hash too."""
+
+    params: Params
+
+
+class TrainCheckpoints:
+    """The checkpoints of one training run in its workdir; saving goes on in the background while training does."""
+
+    def __init__(self, workdir: Path, keep_last: int) -> None:
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep_last, enable_async_checkpointing=True)
+        items = ("params", "opt", "meta")
+        self._manager = ocp.CheckpointManager((workdir / _FOLDER).absolute(), options=options, item_names=items)
+
+    def latest_step(self) -> int | None:
+        """The newest step whose checkpoint is whole."""
+        return self._manager.latest_step()
+
+    def save(self, state: State, card: Card) -> None:
+        """Starts saving `state` under its own step number; an error of the previous save is raised here."""
+        arguments = ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            opt=ocp.args.StandardSave(flatten(state.opt)),
+            meta=ocp.args.JsonSave(card.to_json()),
+        )
+        self._manager.save(int(card.meta["step"]), args=arguments)
+
+    def restore(self, like: State) -> tuple[Params, Any]:
+        """The newest parameters and optimiser state, in the shapes, dtypes and shardings of `like`."""
+        params, opt = (jax.tree.map(_abstract, tree) for tree in (like.params, flatten(like.opt)))
+        arguments = ocp.args.Composite(params=ocp.args.StandardRestore(params), opt=ocp.args.StandardRestore(opt))
+        saved = self._manager.restore(self.latest_step(), args=arguments)
+        leaves = [saved["opt"][path] for path in opt]
+        return saved["params"], jax.tree.unflatten(jax.tree.structure(like.opt), leaves)
+
+    def close(self) -> None:
+        """Waits until the last save is whole."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
+def save_model(path: Path, card: Card, params: Params, step: int = 0) -> None:
+    """Writes a model without optimiser state under `path`, whole or not at all.
+
+    Raises:
+      UserError: when `path` already holds a checkpoint.
+    """
+    if steps(path):
+        raise UserError(f"{path} already holds a checkpoint; give another --workdir or remove it")
+    with ocp.CheckpointManager((path / _FOLDER).absolute(), item_names=("params", "meta")) as manager:
+        arguments = ocp.args.Composite(
+            params=ocp.args.StandardSave(params), meta=ocp.args.JsonSave({**card.to_json(), "step": step})
+        )
+        manager.save(step, args=arguments)
+
+
+def steps(path: Path) -> list[int]:
+    """The steps whose checkpoints under `path` (a workdir or its checkpoints folder) are whole, oldest first."""
+    root = path / _FOLDER if (path / _FOLDER).is_dir() else path
+    if not root.is_dir():
+        return []
+    found = (folder for folder in root.iterdir() if folder.name.isdecimal() and (folder / "meta" / "metadata").is_file())
+    return sorted(int(folder.name) for folder in found)
+
+
+def _step_folder(path: Path) -> Path:
+    if (path / "meta" / "metadata").is_file():
+        return path
+    found = steps(path)
+    if not found:
+        raise UserError(f"no checkpoint under {path}; give a training or compression workdir, or one of its checkpoints")
+    return (path / _FOLDER if (path / _FOLDER).is_dir() else path) / str(found[-1])
+
+
+def load_card(path: str | Path) -> Card:
+    """What the newest checkpoint under `path` says of itself, without reading a single array.
+
+    Raises:
+      UserError: when there is none, or it is damaged.
+    """
+    folder = _step_folder(Path(path))
+    try:
+        return Card.from_json(ocp.JsonCheckpointHandler().restore((folder / "meta").absolute()))
+    except (ValueError, KeyError, OSError) as error:
+        raise UserError(f"checkpoint {folder} cannot be read: {error}; use another one or train again") from error
+
+
+def load(path: str | Path, names: Sequence[str] | None = None) -> Loaded:
+    """The newest model under `path` with its arrays (or just those of `names`, "/"-joined) on the host.
+
+    Raises:
+      UserError: when there is none, it is damaged, or its arrays do not fit its description.
+    """
+    card, folder = load_card(path), _step_folder(Path(path))
+    shapes = flatten(param_shapes(card.description))
+    chosen = list(shapes) if names is None else list(names)
+    pending = {name: _open(folder / "params", name) for name in chosen}
+    arrays = {}
+    for name, future in pending.items():
+        try:
+            arrays[name] = np.asarray(future.result().read().result())
+        except (ValueError, OSError) as error:
+            reason = str(error).split("[")[0]
+            raise UserError(f"checkpoint {folder}: array {name} cannot be read: {reason}; use another one") from error
+        if arrays[name].shape != shapes[name].shape:
+            stored, asked = arrays[name].shape, shapes[name].shape
+            raise UserError(f"checkpoint {folder}: array {name} has shape {stored}, its description asks for {asked}")
+    params = unflatten(arrays)
+    return Loaded(card.description, card.preprocess, card.labels, {**card.meta, "weights_hash": weights_hash(params)}, params)
+
+
+def _open(folder: Path, name: str) -> Any:
+    # Orbax keeps the arrays of an item in one OCDBT database, each a zarr under its dotted path.
+    database = {"driver": "ocdbt", "base": f"file://{folder.absolute()}/", "path": name.replace("/", ".") + "/"}
+    return tensorstore.open({"driver": "zarr", "kvstore": database}, open=True, read=True)
+
+
+def weights_hash(params: Params) -> str:
+    """sha256 over names, dtypes, shapes and values of all arrays, in the order of names."""
+    digest = hashlib.sha256()
+    for name, array in sorted(flatten(params).items()):
+        value = np.ascontiguousarray(array)
+        digest.update(f"{name}:{value.dtype}:{value.shape}".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,131 @@
+"""One compression: teacher's checkpoint in, cut and repaired checkpoint, plan, scores and report out."""
+
+import dataclasses
+import hashlib
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+
+from serving import preprocess
+from serving.command import UserError
+from trainer import checkpoint, description
+from trainer.checkpoint import Loaded
+from trainer.compress import allocate, report, search
+from trainer.compress import scores as scoring
+from trainer.compress.allocate import Cost, Rounding
+from trainer.compress.moments import Array
+from trainer.compress.plan import Plan
+from trainer.compress.repair import Repair, cut
+from trainer.compress.scores import Scores
+from trainer.compress.search import Candidate, Judge, Teacher
+from trainer.config import Compression, config_hash, resolved_text
+from trainer.data.source import Dataset, open_dataset
+from trainer.evaluation import check_classes
+
+_COSTS: dict[str, Cost] = {"params": description.param_count, "macs": description.macs}
+
+
+def compress(config: Compression, teacher_path: Path, workdir: Path) -> dict[str, object]:
+    """Cuts the teacher as `config` says and writes the result to `workdir`.
+
+    Returns parameters and MACs before and after, asked and actual, and validation accuracy of the teacher, of the same cut
+    without repair, and of the result.
+
+    Raises:
+      UserError: for bad input, before anything is written.
+    """
+    began_s = time.monotonic()
+    if checkpoint.steps(workdir):
+        raise UserError(f"{workdir} already holds a checkpoint; give another --workdir or remove it")
+    loaded = checkpoint.load(teacher_path)
+    data = open_dataset(config.dataset, config.data_dir)
+    check_classes(loaded, data)
+    images, calibration_hash = _calibration(config, loaded, data)
+    how = Repair(config.ridge, config.calibration.batch)
+    teacher = Teacher(loaded.description, loaded.params, images, how)
+    scores, rounding = _scores(config, teacher), Rounding(config.round_mlp, config.round_head_dim)
+    plan, candidates = _choose(config, teacher, scores, rounding)
+    params, remarks = cut(teacher.model, teacher.params, plan, images, how)
+    sliced, _ = cut(teacher.model, teacher.params, plan, images, dataclasses.replace(how, fit=False))
+
+    model = plan.shape_of(teacher.model)
+    meta = {
+        **loaded.meta,
+        "stage": "pruned",
+        "dataset": data.name,
+        "data_dir": config.data_dir,
+        "config_text": resolved_text(config),
+        "config_hash": config_hash(config),
+        "teacher_hash": loaded.meta["weights_hash"],
+        "calibration_hash": calibration_hash,
+    }
+    card = checkpoint.Card(model, loaded.preprocess, loaded.labels, meta)
+    checkpoint.save_model(workdir, card, params)
+    accuracies = {
+        name: report.top1(shape, weights, loaded.preprocess, data.validation, how.batch)
+        for name, shape, weights in (
+            ("teacher", teacher.model, teacher.params),
+            ("cut without repair", model, sliced),
+            ("cut and repaired", model, params),
+        )
+    }
+    result = _result(config, teacher.model, model, accuracies, remarks, time.monotonic() - began_s)
+    _write(workdir, plan, scores, report.markdown(result, plan, teacher.model, candidates))
+    return {**result, "workdir": str(workdir)}
+
+
+def _calibration(config: Compression, loaded: Loaded, data: Dataset) -> tuple[Array, str]:
+    """Normalised training images chosen by the seed, as evaluation prepares them, and the sha256 of their pixels."""
+    available, asked = len(data.train.images), config.calibration.examples
+    if asked > available:
+        raise UserError(f"calibration.examples={asked} is above the {available} training images of {data.name}; give fewer")
+    chosen = np.random.RandomState(config.seed).permutation(available)[:asked]
+    fitted = np.stack([preprocess.fit(data.train.images[index], loaded.preprocess) for index in np.sort(chosen)])
+    return preprocess.normalise(fitted, loaded.preprocess), hashlib.sha256(fitted.tobytes()).hexdigest()
+
+
+def _scores(config: Compression, teacher: Teacher) -> Scores:
+    return scoring.score(teacher.model, teacher.params, teacher.images, config.score, config.seed, teacher.how.batch)
+
+
+def _choose(config: Compression, teacher: Teacher, scores: Scores, rounding: Rounding) -> tuple[Plan, list[Candidate]]:
+    judge = Judge(teacher)
+    cost, budget = _budget(config, teacher)
+    if budget:
+        search.check_budget(teacher.model, scores, cost, budget, rounding)
+        order = search.missed_least(teacher, judge)
+        candidates = search.to_budget(teacher, scores, cost, budget, rounding, judge, order)
+        return candidates[0].plan, candidates
+    shape, has = config.shape, len(teacher.model.blocks)
+    if shape.num_layers > has:
+        raise UserError(f"shape.num_layers={shape.num_layers} is above the teacher's {has}; cutting only makes smaller")
+    removed = has - shape.num_layers if shape.num_layers else 0
+    dropped = set(search.missed_least(teacher, judge)[:removed]) if removed else set()
+    return allocate.stated(teacher.model, scores, dropped, shape.num_heads, shape.mlp_dim), []
+
+
+def _budget(config: Compression, teacher: Teacher) -> tuple[Cost, int]:
+    """The cost that is limited and its limit; a value of at most 1 is a fraction of the teacher's cost."""
+    for name, cost in _COSTS.items():
+        value = getattr(config.budget, name)
+        if value:
+            return cost, int(value * cost(teacher.model)) if value <= 1 else int(value)
+    return description.param_count, 0
+
+
+def _result(
+    config: Compression, teacher: description.ViT, model: description.ViT, top1: dict[str, float], remarks: list[str], seconds: float
+) -> dict[str, object]:
+    sizes = {
+        name: {"teacher": cost(teacher), "asked": getattr(config.budget, name) or None, "actual": cost(model)}
+        for name, cost in _COSTS.items()
+    }
+    return {"stage": "pruned", **sizes, "validation_top1": top1, "remarks": remarks, "seconds": round(seconds, 1)}
+
+
+def _write(workdir: Path, plan: Plan, scores: Scores, text: str) -> None:
+    np.savez(workdir / "scores.npz", **scoring.to_arrays(scores))  # type: ignore[arg-type]
+    (workdir / "plan.json").write_text(json.dumps(plan.to_json()) + "\n")
+    (workdir / "report.md").write_text(text)

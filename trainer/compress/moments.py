@@ -1,0 +1,71 @@
+"""First and second moments of activations, gathered batch by batch, and the least squares that need nothing else.
+
+Products are formed on the device in float32; sums over batches are kept in float64 on the host.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from serving.command import UserError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+_ROWS_PER_DIM = 4  # fewer samples than this per dimension do not determine a covariance (notes on calibration: refuse)
+
+
+@jax.jit
+def _products(inputs: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    exact = jax.lax.Precision.HIGHEST
+    squared = jnp.matmul(inputs.T, inputs, precision=exact)
+    crossed = jnp.matmul(inputs.T, targets, precision=exact)
+    return squared, crossed, inputs.sum(axis=0), targets.sum(axis=0)
+
+
+class Moments:
+    """Means and centred second moments of inputs (rows, A) and, where there are any, of targets (rows, T) against them."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._sums: list[Array] | None = None
+
+    def add(self, inputs: jax.Array, targets: jax.Array | None = None) -> None:
+        """Counts arrays (..., A) and (..., T); leading axes are rows."""
+        flat = inputs.reshape(-1, inputs.shape[-1])
+        wanted = flat[:, :0] if targets is None else targets.reshape(-1, targets.shape[-1])
+        new = [np.asarray(value, np.float64) for value in _products(flat, wanted)]
+        self._sums = new if self._sums is None else [old + more for old, more in zip(self._sums, new)]
+        self.rows += flat.shape[0]
+
+    def _centred(self) -> tuple[Array, Array, Array, Array]:
+        if self._sums is None:
+            raise ValueError("no rows were added")
+        squared, crossed, inputs, targets = (value / self.rows for value in self._sums)
+        covariance = squared - np.outer(inputs, inputs)
+        return covariance, crossed - np.outer(inputs, targets), inputs, targets
+
+    def enough(self) -> bool:
+        """Whether there are rows enough to trust the covariance."""
+        return self._sums is not None and self.rows >= _ROWS_PER_DIM * len(self._sums[2])
+
+    def require_enough(self, what: str) -> None:
+        """Raises a UserError when the calibration set is too small for `what`."""
+        if not self.enough():
+            dims = 0 if self._sums is None else len(self._sums[2])
+            raise UserError(
+                f"{what} has {dims} dimensions but calibration gives {self.rows} samples; "
+                f"at least {_ROWS_PER_DIM * dims} are needed: raise --config.calibration.examples"
+            )
+
+    def covariance(self) -> tuple[Array, Array]:
+        """(covariance (A, A), mean (A,)) of the inputs."""
+        covariance, _, mean, _ = self._centred()
+        return covariance, mean
+
+    def ridge(self, damping: float) -> tuple[Array, Array]:
+        """Kernel (A, T) and bias (T,) of the affine least-squares fit, with `damping` times the mean variance on the diagonal."""
+        covariance, crossed, mean, target_mean = self._centred()
+        variance = max(float(np.trace(covariance)) / len(covariance), np.finfo(np.float64).tiny)
+        kernel = np.linalg.solve(covariance + damping * variance * np.eye(len(covariance)), crossed)
+        return kernel.astype(np.float32), (target_mean - mean @ kernel).astype(np.float32)

@@ -1,0 +1,94 @@
+"""How much each removable unit matters, from one pass of gradients over calibration images.
+
+Every unit is multiplied by a gate that is 1. One gradient with respect to the gates, per image, gives for every unit
+Fisher ½·E[(∂L/∂gate)²] (a second-order estimate of the loss when the gate goes to 0) and Taylor |E[∂L/∂gate]| (Molchanov et
+al. 2019, arXiv:1906.10771). L is the cross-entropy against labels drawn from the model's own predictions, so no label is needed.
+
+Query/key and value dims are scored in the basis that truncation uses: the teacher is first rewritten, without changing what it
+computes, so that the dims of each head are its whitened singular directions in descending order.
+"""
+
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from serving.command import progress
+from trainer.compress import streams
+from trainer.compress.lowrank import cut_query_key, cut_value_output
+from trainer.compress.moments import Array
+from trainer.description import Block, ViT
+from trainer.models.build import Params, bind, flatten, unflatten
+
+LayerScores = dict[str, Array]  # heads (N,), query_key (N, K), value (N, V), mlp (F,), attention (), mlp_branch ()
+Scores = dict[str, LayerScores]  # by block index as text
+
+
+def ones(block: Block) -> Params:
+    """The gates of one block, all open."""
+    gates: Params = {}
+    if block.num_heads:
+        shapes = {"heads": (), "query_key": (block.qk_dim,), "value": (block.v_dim,)}
+        gates = {name: jnp.ones((block.num_heads, *shape)) for name, shape in shapes.items()}
+        gates["attention"] = jnp.ones(())
+    if block.mlp_dim:
+        gates |= {"mlp": jnp.ones((block.mlp_dim,)), "mlp_branch": jnp.ones(())}
+    return gates
+
+
+def score(teacher: ViT, params: Params, images: Array, kind: str, seed: int, batch: int) -> Scores:
+    """Scores of every unit from normalised images (images, H, W, C); `kind` is "fisher" or "taylor"."""
+    ordered = order_dims(teacher, params, images, batch)
+    gates = {str(index): ones(block) for index, block in enumerate(teacher.blocks)}
+
+    def image_loss(gates: Params, params: Params, image: jax.Array, key: jax.Array) -> jax.Array:
+        logits = bind(teacher, params)(image[None], gates=gates)[0]
+        drawn = jax.random.categorical(key, jax.lax.stop_gradient(logits))
+        return -jax.nn.log_softmax(logits)[drawn]
+
+    @jax.jit
+    def sums(params: Params, images: jax.Array, keys: jax.Array) -> tuple[Params, Params]:
+        per_image = jax.vmap(jax.grad(image_loss), in_axes=(None, None, 0, 0))(gates, params, images, keys)
+        return jax.tree.map(lambda g: g.sum(axis=0), per_image), jax.tree.map(lambda g: (g**2).sum(axis=0), per_image)
+
+    keys = jax.random.split(jax.random.key(seed), len(images))
+    first = second = jax.tree.map(lambda gate: np.zeros(gate.shape), gates)
+    with progress(len(images), "scores") as bar:
+        for rows in streams.batches(len(images), batch):
+            new_first, new_second = sums(ordered, images[rows], keys[rows])
+            first = jax.tree.map(np.add, first, new_first)
+            second = jax.tree.map(np.add, second, new_second)
+            bar.advance(rows.stop - rows.start)
+    if kind == "taylor":
+        return jax.tree.map(lambda value: np.abs(value) / len(images), first)
+    return jax.tree.map(lambda value: value / (2 * len(images)), second)
+
+
+def order_dims(teacher: ViT, params: Params, images: Array, batch: int) -> Params:
+    """The same function with the dims of every head turned into its whitened singular directions, largest first.
+
+    A head with more dims than width has directions that do nothing; such a block is left as it is.
+    """
+    stream, blocks = streams.embed(teacher, params, images, batch), {}
+    for index, block in enumerate(teacher.blocks):
+        blocks[str(index)] = own = dict(params["blocks"][str(index)])
+        if block.num_heads:
+            norm, averaged = streams.attention_moments(teacher, block, own, stream, batch)
+            stream = streams.add_branch(streams.attention_branch(teacher, block), own, stream, batch)
+            if max(block.qk_dim, block.v_dim) <= teacher.width:
+                own["attention"] = cut_query_key(own["attention"], *norm.covariance(), block.qk_dim)
+                covariances, means = zip(*(moments.covariance() for moments in averaged))
+                own["attention"] = cut_value_output(own["attention"], np.stack(covariances), np.stack(means), block.v_dim)
+        if block.mlp_dim:
+            stream = streams.add_branch(streams.mlp_branch(teacher, block), own, stream, batch)
+    return {**params, "blocks": blocks}
+
+
+def to_arrays(scores: Scores) -> dict[str, Array]:
+    """Scores under "/"-joined names, as `scores.npz` stores them."""
+    return {name: np.asarray(value) for name, value in flatten(scores).items()}
+
+
+def from_arrays(arrays: dict[str, Array]) -> Scores:
+    """The inverse of `to_arrays`."""
+    return unflatten(arrays)

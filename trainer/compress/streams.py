@@ -1,0 +1,104 @@
+"""The residual stream of a set of images, carried through a model one branch at a time.
+
+Streams live on the host, (images, T, D), so that calibration is bounded by the host's memory and not by the device's; each
+branch runs in batches of one compiled function.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trainer.compress.moments import Array, Moments
+from trainer.description import Block, ViT
+from trainer.models.build import Params, bind, bind_block
+from trainer.models.vit import Taps
+
+Branch = Callable[[Params, jax.Array], tuple[jax.Array, Taps]]
+BranchOf = Callable[[ViT, Block], Branch]
+
+
+def attention_branch(model: ViT, block: Block) -> Branch:
+    """(block's parameters, stream (B, T, D)) → (what attention adds, taps), compiled once per shape."""
+    return _compiled_attention(dataclasses.replace(model, blocks=()), block)
+
+
+@functools.lru_cache(maxsize=128)
+def _compiled_attention(model: ViT, block: Block) -> Branch:
+    return jax.jit(lambda params, x: bind_block(model, block, params).attend(x))
+
+
+@functools.lru_cache(maxsize=128)
+def _compiled_mlp(model: ViT, block: Block) -> Branch:
+    return jax.jit(lambda params, x: bind_block(model, block, params).transform(x))
+
+
+def mlp_branch(model: ViT, block: Block) -> Branch:
+    """(block's parameters, stream (B, T, D)) → (what the MLP adds, taps), compiled once per shape."""
+    return _compiled_mlp(dataclasses.replace(model, blocks=()), block)
+
+
+def batches(count: int, size: int) -> Iterator[slice]:
+    """Slices that cover `count` rows, at most `size` at a time."""
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+@functools.lru_cache(maxsize=128)
+def _embedding(model: ViT) -> Callable[[Params, jax.Array], jax.Array]:
+    return jax.jit(lambda params, images: bind(model, params).embed(images))
+
+
+@functools.lru_cache(maxsize=128)
+def _readout(model: ViT) -> Callable[[Params, jax.Array], jax.Array]:
+    # Blocks play no part; leaving them out compiles once for all cuts of one teacher.
+    bare = dataclasses.replace(model, blocks=())
+    return jax.jit(lambda params, x: bind(bare, {**params, "blocks": {}}).features(x))
+
+
+def embed(model: ViT, params: Params, images: Array, size: int) -> Array:
+    """Normalised images (images, H, W, C) → the stream before the first block."""
+    bare = dataclasses.replace(model, blocks=())
+    return _in_batches(_embedding(bare), {**params, "blocks": {}}, images, size)
+
+
+def add_branch(branch: Branch, params: Params, stream: Array, size: int) -> Array:
+    """The stream after `branch`."""
+    return stream + _in_batches(lambda params, x: branch(params, x)[0], params, stream, size)
+
+
+def features(model: ViT, params: Params, stream: Array, size: int) -> Array:
+    """What the head reads, (images, D), of the stream after the last block."""
+    bare = dataclasses.replace(model, blocks=())
+    return _in_batches(_readout(bare), {**params, "blocks": {}}, stream, size)
+
+
+def logits(model: ViT, params: Params, images: Array, size: int) -> Array:
+    """Normalised images → logits (images, classes), branch by branch: shares what is compiled with the repair."""
+    stream = embed(model, params, images, size)
+    for index, block in enumerate(model.blocks):
+        own = params["blocks"][str(index)]
+        if block.num_heads:
+            stream = add_branch(attention_branch(model, block), own, stream, size)
+        if block.mlp_dim:
+            stream = add_branch(mlp_branch(model, block), own, stream, size)
+    head = params["head"]
+    return features(model, params, stream, size) @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
+
+
+def attention_moments(model: ViT, block: Block, params: Params, stream: Array, size: int) -> tuple[Moments, list[Moments]]:
+    """Moments of what the heads of a block read: the LayerNorm output, and for each head its attention-weighted average."""
+    branch, norm, averaged = attention_branch(model, block), Moments(), [Moments() for _ in range(block.num_heads)]
+    for rows in batches(len(stream), size):
+        taps = branch(params, stream[rows])[1]
+        norm.add(taps["norm"])
+        for head, moments in enumerate(averaged):
+            moments.add(jnp.matmul(taps["weights"][:, head], taps["norm"]))
+    norm.require_enough("the attention input")
+    return norm, averaged
+
+
+def _in_batches(run: Callable[[Params, Array], jax.Array], params: Params, inputs: Array, size: int) -> Array:
+    return np.concatenate([np.asarray(run(params, inputs[rows])) for rows in batches(len(inputs), size)])

@@ -1,0 +1,26 @@
+"""Configuration: recipes and overrides in, frozen and validated dataclasses out. Imports no jax.
+
+    recipe (configs/*.py) → overrides (--config.key=value) → dataclass → text and hash
+"""
+
+from trainer.config.compression import Budget, Calibration, Compression, Shape
+from trainer.config.experiment import Experiment, MeshShape
+from trainer.config.fields import config_hash, resolved_text
+from trainer.config.load import compression, experiment, split_config_args
+from trainer.config.resume import MAY_CHANGE_ON_RESUME, refuse_changes
+
+__all__ = [
+    "MAY_CHANGE_ON_RESUME",
+    "Budget",
+    "Calibration",
+    "Compression",
+    "Experiment",
+    "MeshShape",
+    "Shape",
+    "compression",
+    "config_hash",
+    "experiment",
+    "refuse_changes",
+    "resolved_text",
+    "split_config_args",
+]

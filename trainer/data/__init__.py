@@ -1,0 +1,1 @@
+"""Input: data sets, augmentation, the Grain pipeline. Only `global_batch` knows jax; the rest can run in worker processes."""

@@ -1,0 +1,1 @@
+"""Processes, the device mesh, and the table that says where each array lives."""

@@ -1,0 +1,60 @@
+"""The table of path rules: where each parameter, and everything the optimiser keeps for it, lives on the mesh.
+
+The first pattern that ends a path wins; what no pattern matches is replicated. A dimension that its mesh axis does not divide
+(pruned shapes rarely divide) is replicated too, and reported, instead of failing.
+"""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from trainer.models.build import flatten
+
+# Megatron-style tensor parallelism over heads and neurons (arXiv:1909.08053), fully sharded data parallelism over the width.
+RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"attention/(query|key|value)/kernel", ("fsdp", "model", None)),
+    (r"attention/(query|key|value)/bias", ("model", None)),
+    (r"attention/out/kernel", ("model", None, "fsdp")),
+    (r"mlp/fc1/kernel", ("fsdp", "model")),
+    (r"mlp/fc1/bias", ("model",)),
+    (r"mlp/fc2/kernel", ("model", "fsdp")),
+    (r"patch/kernel", (None, None, None, "fsdp")),
+    (r"head/kernel", ("fsdp", None)),
+)
+
+
+def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh) -> tuple[PartitionSpec, list[str]]:
+    """The partition of the array at `path`, and a line for every axis that its rule asks for but its shape does not divide."""
+    axes = next((axes for pattern, axes in RULES if re.search(pattern + "$", path)), ())
+    kept, refused = [], []
+    for size, axis in zip(shape, axes if len(axes) == len(shape) else ()):
+        divides = axis is None or size % mesh.shape[axis] == 0
+        kept.append(axis if divides else None)
+        if not divides:
+            refused.append(f"{path}: {size} is not a multiple of {axis}={mesh.shape[axis]}")
+    return PartitionSpec(*kept), refused
+
+
+def shardings(tree: Any, mesh: Mesh) -> tuple[Any, list[str]]:
+    """A tree of `NamedSharding` like `tree` (of arrays or shapes), and what fell back to replicated."""
+    reports: list[str] = []
+
+    def place(path: str, leaf: Any) -> NamedSharding:
+        spec, refused = spec_for(path, leaf.shape, mesh)
+        reports.extend(refused)
+        return NamedSharding(mesh, spec)
+
+    placed = [place(path, leaf) for path, leaf in flatten(tree).items()]
+    return jax.tree.unflatten(jax.tree.structure(tree), placed), reports
+
+
+def place(tree: Any, mesh: Mesh) -> Any:
+    """Host arrays, equal on every process, as global arrays where the table puts them."""
+
+    def put(value: np.ndarray, sharding: NamedSharding) -> jax.Array:
+        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+    return jax.tree.map(put, tree, shardings(tree, mesh)[0])

@@ -1,0 +1,52 @@
+"""Accuracy of a model on one split: every example counted exactly once, on any number of processes and devices."""
+
+from collections.abc import Callable
+
+import jax
+from jax.sharding import Mesh
+
+from serving.command import UserError
+from serving.preprocess import PreprocessSpec
+from trainer.checkpoint import Card
+from trainer.config import MeshShape
+from trainer.data.global_batch import to_global
+from trainer.data.pipeline import eval_batches
+from trainer.data.source import Dataset, ImageSource
+from trainer.distributed.mesh import make_mesh
+from trainer.models.build import Params
+from trainer.step import Batch, Metrics
+
+Score = dict[str, float]
+
+
+def evaluate(
+    eval_step: Callable[[Params, Batch], Metrics],
+    params: Params,
+    source: ImageSource,
+    spec: PreprocessSpec,
+    batch: int,
+    mesh: Mesh,
+) -> Score:
+    """top1 (a fraction), loss (nats) and count over all of `source`, in padded batches whose padding is masked."""
+    sums = {"loss": 0.0, "correct": 0.0, "count": 0.0}
+    here = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    for padded in eval_batches(source, spec, batch=batch, **here):
+        for name, value in eval_step(params, to_global(padded, mesh)).items():
+            sums[name] += float(value)
+    return {"top1": sums["correct"] / sums["count"], "loss": sums["loss"] / sums["count"], "count": sums["count"]}
+
+
+def one_process_mesh() -> Mesh:
+    """All devices as replicas: what evaluation alone needs."""
+    return make_mesh(MeshShape(data=-1, fsdp=1, model=1))
+
+
+def check_classes(card: Card, data: Dataset) -> None:
+    """Refuses to score a model on classes that it was not trained for.
+
+    Raises:
+      UserError: naming both.
+    """
+    if card.labels != data.class_names:
+        asked, known = ", ".join(data.class_names), ", ".join(card.labels)
+        raise UserError(f"data set {data.name} has the classes {asked}, the model knows {known}; use a data set of its classes")

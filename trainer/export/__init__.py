@@ -1,0 +1,1 @@
+"""Export: from a checkpoint to a bundle that was proven by the runtime that will serve it."""

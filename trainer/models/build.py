@@ -1,0 +1,89 @@
+"""From a description and a nested dict of arrays to a module that can be called, and back.
+
+NNX objects never leave this file's callers: training, pruning, sharding and export see plain dicts with path names.
+"""
+
+import functools
+from typing import Any
+
+import jax
+from flax import nnx
+
+from serving.command import UserError
+from trainer.description import Block, ViT
+from trainer.models.vit import EncoderBlock, VisionTransformer
+
+Params = dict[str, Any]  # nested; leaves are arrays
+
+
+@functools.lru_cache(maxsize=32)
+def _abstract(model: ViT) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: VisionTransformer(model, nnx.Rngs(0))))
+
+
+def init_params(model: ViT, seed: int) -> Params:
+    """Fresh parameters: Xavier-uniform kernels, normal(0.02) positions, zero class token and head (arXiv:2010.11929, appendix B).
+
+    May be called inside `jax.jit`, so that a large model is born in its shards.
+    """
+    return nnx.to_pure_dict(nnx.state(VisionTransformer(model, nnx.Rngs(seed))))
+
+
+def param_shapes(model: ViT) -> Params:
+    """The nested dict of `jax.ShapeDtypeStruct` that parameters of `model` must match."""
+    return nnx.to_pure_dict(_abstract(model)[1])
+
+
+def bind(model: ViT, params: Params) -> VisionTransformer:
+    """The module that `model` describes, holding `params`; cheap, and works under any JAX transform."""
+    graph, state = _abstract(model)
+    state = jax.tree.map(lambda leaf: leaf, state)
+    nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(graph, state)
+
+
+@functools.lru_cache(maxsize=128)
+def _abstract_block(model: ViT, block: Block) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: EncoderBlock(model, block, nnx.Rngs(0))))
+
+
+def bind_block(model: ViT, block: Block, params: Params) -> EncoderBlock:
+    """One encoder block of `model`'s width, GELU and norm, holding `params` (a value of params["blocks"])."""
+    graph, state = _abstract_block(model, block)
+    state = jax.tree.map(lambda leaf: leaf, state)
+    nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(graph, state)
+
+
+def check_params(model: ViT, params: Params, source: str) -> None:
+    """Refuses arrays that do not fit `model`.
+
+    Raises:
+      UserError: naming the first missing, unknown or misshapen array of `source`.
+    """
+    expected = {path: leaf.shape for path, leaf in flatten(param_shapes(model)).items()}
+    actual = {path: leaf.shape for path, leaf in flatten(params).items()}
+    for path in sorted(expected.keys() | actual.keys()):
+        if expected.get(path) != actual.get(path):
+            raise UserError(
+                f"{source}: array {path} has shape {actual.get(path, 'missing')}, "
+                f"its model description asks for {expected.get(path, 'no such array')}"
+            )
+
+
+def flatten(params: Params) -> dict[str, Any]:
+    """The same leaves under "/"-joined names."""
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def unflatten(leaves: dict[str, Any]) -> Params:
+    """The nested dict of "/"-joined names; the inverse of `flatten`."""
+    params: Params = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        node = params
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return params

@@ -1,0 +1,111 @@
+"""The training step and the evaluation step: each one jitted function over plain pytrees.
+
+The teacher's forward pass is inside the training step, on the very images the student sees. Randomness is derived from the
+seed and the step number, so a resumed run needs no saved random state.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from serving.preprocess import PreprocessSpec
+from trainer.config import Experiment
+from trainer.description import ViT
+from trainer.distributed import mesh as meshes
+from trainer.distributed import rules
+from trainer.models.build import Params, bind, init_params
+from trainer.models.vit import Regularisation
+from trainer.objectives import Objective, accuracy
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that training changes: step (scalar int32), parameters, and what the optimiser keeps."""
+
+    step: jax.Array
+    params: Params
+    opt: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """A teacher: its description and its parameters, which no step changes and no checkpoint holds."""
+
+    model: ViT
+    params: Params
+
+
+def normalise(images: jax.Array, spec: PreprocessSpec) -> jax.Array:
+    """uint8 (B, H, W, C) → float32, per channel (x - mean) / std; the device's twin of `serving.preprocess.normalise`."""
+    mean, std = (jnp.asarray(values, jnp.float32) for values in (spec.mean, spec.std))
+    return (images.astype(jnp.float32) - mean) / std
+
+
+def init_state(model: ViT, tx: optax.GradientTransformation, mesh: Mesh, seed: int) -> tuple[TrainState, Any, list[str]]:
+    """A fresh state born in its shards; returns it with its shardings and what the mesh could not divide."""
+
+    def create() -> TrainState:
+        params = init_params(model, seed)
+        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+
+    placed, reports = rules.shardings(jax.eval_shape(create), mesh)
+    return jax.jit(create, out_shardings=placed)(), placed, reports
+
+
+def make_train_step(
+    experiment: Experiment,
+    model: ViT,
+    spec: PreprocessSpec,
+    tx: optax.GradientTransformation,
+    objective: Objective,
+    teacher: ViT | None,
+    state_shardings: Any,
+    mesh: Mesh,
+) -> Callable[[TrainState, Batch, Params | None], tuple[TrainState, Metrics]]:
+    """(state, batch, teacher's parameters) → (next state, loss, accuracy and gradient norm of the batch).
+
+    The state is donated. Batches are {"image": uint8 (B, H, W, C), "label": int32 (B,)}, cut over data and fsdp.
+    """
+    rates = Regularisation(experiment.do, experiment.sd)
+    regularised = experiment.do > 0 or experiment.sd > 0
+
+    def step(state: TrainState, batch: Batch, teacher_params: Params | None) -> tuple[TrainState, Metrics]:
+        images, labels = normalise(batch["image"], spec), batch["label"]
+        key = jax.random.fold_in(jax.random.key(experiment.seed), state.step) if regularised else None
+        targets = None
+        if teacher is not None and teacher_params is not None:
+            targets = jax.lax.stop_gradient(bind(teacher, teacher_params)(images))
+
+        def mean_loss(params: Params) -> tuple[jax.Array, jax.Array]:
+            logits = bind(model, params)(images, regularisation=rates, key=key)
+            return objective(logits, labels, targets).mean(), accuracy(logits, labels).mean()
+
+        (loss, top1), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+        updates, opt = tx.update(gradients, state.opt, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": loss, "top1": top1, "grad_norm": optax.global_norm(gradients)}
+        return TrainState(state.step + 1, params, opt), metrics
+
+    out = (state_shardings, meshes.replicated(mesh))
+    return jax.jit(step, donate_argnums=0, out_shardings=out)
+
+
+def make_eval_step(model: ViT, spec: PreprocessSpec, mesh: Mesh) -> Callable[[Params, Batch], Metrics]:
+    """(parameters, batch with a mask) → sums over the real examples: loss, correct, count. Padding counts nothing."""
+
+    def step(params: Params, batch: Batch) -> Metrics:
+        logits = bind(model, params)(normalise(batch["image"], spec))
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        mask = batch["mask"]
+        return {"loss": (losses * mask).sum(), "correct": (accuracy(logits, batch["label"]) * mask).sum(), "count": mask.sum()}
+
+    return jax.jit(step, out_shardings=meshes.replicated(mesh))

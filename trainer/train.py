@@ -1,0 +1,195 @@
+"""The one training loop. Training from scratch, fine-tuning and distillation differ by the parts they are handed.
+
+Order of a step: take the batch, step, log, save, evaluate, listen for preemption.
+"""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+from serving.command import ExitCode, UserError, progress
+from trainer import description, optim, step
+from trainer.checkpoint import Card, TrainCheckpoints
+from trainer.config import Experiment, refuse_changes
+from trainer.data.global_batch import to_global
+from trainer.data.pipeline import train_batches
+from trainer.distributed import rules
+from trainer.distributed.mesh import check_batch, make_mesh
+from trainer.evaluation import evaluate
+from trainer.metrics import MetricsWriter
+from trainer.parts import Parts, assemble
+from trainer.preemption import Preemption
+from trainer.step import Batch, Frozen, TrainState
+
+
+def train(experiment: Experiment, workdir: Path) -> dict[str, object]:
+    """Trains as `experiment` says, going on from the newest checkpoint in `workdir` if there is one.
+
+    Returns the result of the run: stage, steps, accuracy on the validation split, parameters, MACs, training speed.
+
+    Raises:
+      UserError: for bad input, for a workdir of another run, and (code 42) when preempted, with the state saved.
+    """
+    parts = assemble(experiment)
+    run = _Run(experiment, parts, workdir)
+    return run.to_the_end()
+
+
+class _Run:
+    """The compiled steps, the state and the record of one run."""
+
+    def __init__(self, experiment: Experiment, parts: Parts, workdir: Path) -> None:
+        self._experiment, self._parts, self._workdir = experiment, parts, workdir
+        self._mesh = make_mesh(experiment.mesh)
+        check_batch(self._mesh, experiment.batch, "batch")
+        check_batch(self._mesh, experiment.batch_eval, "batch_eval")
+        self._checkpoints = TrainCheckpoints(workdir, experiment.keep_last)
+        try:
+            self._build()
+        except BaseException:
+            self._checkpoints.close()
+            raise
+
+    def _build(self) -> None:
+        experiment, parts, card = self._experiment, self._parts, self._parts.card
+        tx = optim.optimiser(experiment)
+        fresh, placed, undivided = step.init_state(card.description, tx, self._mesh, experiment.seed)
+        self._state = self._first_state(fresh)
+        teacher = parts.teacher
+        self._teacher = Frozen(teacher.description, rules.place(teacher.params, self._mesh)) if teacher else None
+        self._train_step = step.make_train_step(
+            experiment,
+            card.description,
+            card.preprocess,
+            tx,
+            parts.objective,
+            self._teacher.model if self._teacher else None,
+            placed,
+            self._mesh,
+        )
+        self._eval_step = step.make_eval_step(card.description, card.preprocess, self._mesh)
+        self._start = int(self._state.step)
+        self._metrics = MetricsWriter(self._workdir, self._start)
+        if jax.process_index() == 0:
+            _announce(experiment, card, self._start, undivided, self._mesh.shape)
+
+    def _first_state(self, fresh: TrainState) -> TrainState:
+        latest = self._checkpoints.latest_step()
+        if latest is None:
+            if self._parts.pretrained is None:
+                return fresh
+            return dataclasses.replace(fresh, params=rules.place(self._parts.pretrained, self._mesh))
+        _check_same_run(self._workdir, self._experiment, self._parts.card)
+        params, opt = self._checkpoints.restore(fresh)
+        return TrainState(jax.device_put(latest, fresh.step.sharding).astype(fresh.step.dtype), params, opt)
+
+    def to_the_end(self) -> dict[str, object]:
+        """Runs the loop and reports."""
+        try:
+            with Preemption() as preemption:
+                seconds = self._loop(preemption)
+            score = self._evaluate(self._experiment.total_steps)
+        finally:
+            self._checkpoints.close()
+        trained = (self._experiment.total_steps - self._start) * self._experiment.batch
+        model = self._parts.card.description
+        return {
+            "stage": self._parts.card.meta["stage"],
+            "workdir": str(self._workdir),
+            "steps": self._experiment.total_steps,
+            "resumed_from": self._start,
+            "validation_top1": score["top1"],
+            "validation_loss": score["loss"],
+            "params": description.param_count(model),
+            "macs": description.macs(model),
+            "train_images_per_s": round(trained / seconds, 1) if trained else None,
+        }
+
+    def _loop(self, preemption: Preemption) -> float:
+        experiment, began_s = self._experiment, time.monotonic()
+        label = str(self._parts.card.meta["stage"])
+        with progress(experiment.total_steps, label, self._start) as bar:
+            for number, batch in enumerate(self._batches(), self._start + 1):
+                self._state, metrics = self._train_step(self._state, batch, self._teacher and self._teacher.params)
+                last = number == experiment.total_steps
+                if number % experiment.log_every == 0 or last:
+                    self._metrics.queue(number, metrics)
+                if number % experiment.checkpoint_every == 0 or last:
+                    self._save(number)
+                if number % experiment.eval_every == 0 and not last:
+                    self._evaluate(number)
+                bar.advance(note=self._note())
+                if not last and preemption.due(number):
+                    self._leave(number)
+        self._metrics.flush()
+        return time.monotonic() - began_s
+
+    def _batches(self) -> Iterator[Batch]:
+        experiment = self._experiment
+        batches = train_batches(
+            self._parts.dataset.train,
+            self._parts.card.preprocess,
+            seed=experiment.seed,
+            aug=experiment.aug,
+            batch=experiment.batch,
+            start_step=self._start,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            workers=experiment.workers,
+        )
+        for _ in range(self._start, experiment.total_steps):
+            yield to_global(next(batches), self._mesh)
+
+    def _save(self, number: int) -> None:
+        position = {"step": number, "next_example": number * self._experiment.batch}
+        card = self._parts.card
+        self._checkpoints.save(self._state, dataclasses.replace(card, meta={**card.meta, **position}))
+
+    def _evaluate(self, number: int) -> dict[str, float]:
+        source, spec = self._parts.dataset.validation, self._parts.card.preprocess
+        score = evaluate(self._eval_step, self._state.params, source, spec, self._experiment.batch_eval, self._mesh)
+        self._metrics.flush()
+        self._metrics.write(number, {f"validation_{name}": value for name, value in score.items()})
+        return score
+
+    def _note(self) -> str:
+        latest = self._metrics.latest
+        return f"loss {latest['loss']:.3f} top1 {latest['top1']:.2f}" if latest else ""
+
+    def _leave(self, number: int) -> None:
+        if number % self._experiment.checkpoint_every:
+            self._save(number)
+        self._metrics.flush()
+        raise UserError(
+            f"preempted: the state of step {number} is saved in {self._workdir}; run the same command to go on",
+            ExitCode.PREEMPTED,
+        )
+
+
+def _check_same_run(workdir: Path, experiment: Experiment, card: Card) -> None:
+    from trainer.checkpoint import load_card
+
+    stored = load_card(workdir)
+    refuse_changes(stored.meta["config_text"], experiment)
+    for name, old, new in (
+        ("model description", stored.description, card.description),
+        ("preprocessing", stored.preprocess, card.preprocess),
+        ("data set", stored.meta["fingerprint"], card.meta["fingerprint"]),
+        ("teacher", stored.meta["teacher_hash"], card.meta["teacher_hash"]),
+    ):
+        if old != new:
+            raise UserError(f"{workdir} holds a run with another {name}: {old} there, {new} now; give another --workdir")
+
+
+def _announce(experiment: Experiment, card: Card, start: int, undivided: list[str], mesh: object) -> None:
+    import sys
+
+    model = card.description
+    size = f"{description.param_count(model):,} parameters, {description.macs(model) / 1e6:.2f} MMACs"
+    origin = f"resumed from step {start}" if start else "from step 0"
+    lines = [f"{card.meta['stage']}: {size}; mesh {mesh}; batch {experiment.batch}; {origin}"]
+    lines += [f"replicated: {line}" for line in undivided]
+    print("\n".join(lines), file=sys.stderr)
