@@ -119,7 +119,7 @@ class Progress:
         self._terminal = stream.isatty()
         # A log file gets a line every few seconds; a terminal, a bar that moves.
         self._every_s = 0.1 if self._terminal else float(os.environ.get("VITFORGE_PROGRESS_EVERY_S", "5"))
-        self._note = ""
+        self._note, self._drawn = "", -1
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         """Counts `steps` more as done; `note` (a loss, say) is shown behind the bar."""
@@ -131,13 +131,15 @@ class Progress:
             self._draw(now_s)
 
     def close(self) -> None:
-        """Draws the last state and ends the line."""
-        self._draw(time.monotonic())
+        """Draws the last state, where it is not drawn yet, and ends the line."""
+        if self._drawn != self._done:
+            self._draw(time.monotonic())
         if self._terminal:
             self._stream.write("\n")
             self._stream.flush()
 
     def _draw(self, now_s: float) -> None:
+        self._drawn = self._done
         elapsed_s = max(now_s - self._began_s, 1e-9)
         rate = (self._done - self._start) / elapsed_s
         left_s = (self._total - self._done) / rate if rate else 0.0

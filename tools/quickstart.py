@@ -23,10 +23,11 @@ from absl import flags
 from serving import command
 from serving.client import VisionClient
 from serving.command import ExitCode, UserError
-from tools import bench_serving, report
+from tools import report, serving_load
 from tools.report import Row
 
 _DATASETS = ("digits", "fashion_mnist")
+_DRAIN_S = 60
 Result = dict[str, Any]
 
 
@@ -111,13 +112,13 @@ def quickstart(dataset: str, data_dir: str, workdir: Path) -> dict[str, object]:
     steps = Steps(workdir)
     exported = _make_models(steps, dataset, data_dir, workdir)
     images, labels = report.test_images(dataset, data_dir)
-    load = bench_serving.Load()
+    load = serving_load.Load()
     with serving(workdir / "models") as address, VisionClient(address) as client:
         names = [variant.bundle for variant in VARIANTS]
         print("\n== accuracy: the test images as PNG bytes through Vision/Classify", file=sys.stderr)
         correct = {name: _correct(client, name, images, labels) for name in names}
         print("\n== speed: through the same server", file=sys.stderr)
-        speeds = bench_serving.measure(client, names, images[:256], load)
+        speeds = serving_load.measure(client, names, images[:256], load)
     rows = [
         Row.of(variant.stage, variant.precision, exported[variant.bundle], correct[variant.bundle], len(labels), speeds[variant.bundle])
         for variant in VARIANTS
@@ -154,7 +155,7 @@ def _make_models(steps: Steps, dataset: str, data_dir: str, workdir: Path) -> di
 
 
 def _correct(client: VisionClient, model: str, images: Sequence[bytes], labels: Sequence[int]) -> int:
-    return sum(found == label for found, label in zip(bench_serving.predictions(client, model, images), labels, strict=True))
+    return sum(found == label for found, label in zip(serving_load.predictions(client, model, images), labels, strict=True))
 
 
 @contextmanager
@@ -170,6 +171,7 @@ def serving(repository: Path) -> Iterator[str]:
             yield f"localhost:{json.loads(line)['port']}"
         finally:
             server.terminate()
+            server.communicate(timeout=_DRAIN_S)  # reads its last words, or it would end on a broken pipe
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from tools.bench_serving import Load, Speed
+from tools.serving_load import Load, Speed
 from trainer.data.source import open_dataset
 from trainer.interval import wilson
 

@@ -4,15 +4,16 @@ Order of a step: take the batch, step, log, save, evaluate, listen for preemptio
 """
 
 import dataclasses
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
 
 from serving.command import ExitCode, UserError, progress
 from trainer import description, optim, step
-from trainer.checkpoint import Card, TrainCheckpoints
+from trainer.checkpoint import Card, TrainCheckpoints, load_card
 from trainer.config import Experiment, refuse_changes
 from trainer.data.global_batch import to_global
 from trainer.data.pipeline import train_batches
@@ -170,8 +171,6 @@ class _Run:
 
 
 def _check_same_run(workdir: Path, experiment: Experiment, card: Card) -> None:
-    from trainer.checkpoint import load_card
-
     stored = load_card(workdir)
     refuse_changes(stored.meta["config_text"], experiment)
     for name, old, new in (
@@ -184,12 +183,11 @@ def _check_same_run(workdir: Path, experiment: Experiment, card: Card) -> None:
             raise UserError(f"{workdir} holds a run with another {name}: {old} there, {new} now; give another --workdir")
 
 
-def _announce(experiment: Experiment, card: Card, start: int, undivided: list[str], mesh: object) -> None:
-    import sys
-
+def _announce(experiment: Experiment, card: Card, start: int, undivided: list[str], mesh: Mapping[str, int]) -> None:
     model = card.description
     size = f"{description.param_count(model):,} parameters, {description.macs(model) / 1e6:.2f} MMACs"
     origin = f"resumed from step {start}" if start else "from step 0"
-    lines = [f"{card.meta['stage']}: {size}; mesh {mesh}; batch {experiment.batch}; {origin}"]
+    axes = " ".join(f"{axis}={devices}" for axis, devices in mesh.items())
+    lines = [f"{card.meta['stage']}: {size}; mesh {axes}; batch {experiment.batch}; {origin}"]
     lines += [f"replicated: {line}" for line in undivided]
     print("\n".join(lines), file=sys.stderr)

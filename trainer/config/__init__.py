@@ -1,12 +1,13 @@
 """Configuration: recipes and overrides in, frozen and validated dataclasses out. Imports no jax.
 
-    recipe (configs/*.py) → overrides (--config.key=value) → dataclass → text and hash
+recipe (configs/*.py) → overrides (--config.key=value) → dataclass → text and hash
 """
 
 from trainer.config.compression import Budget, Calibration, Compression, Shape
 from trainer.config.experiment import Experiment, MeshShape
-from trainer.config.fields import config_hash, resolved_text
+from trainer.config.fields import ConfigError, config_hash, from_text, resolved_text
 from trainer.config.load import compression, experiment, split_config_args
+from trainer.config.recipe import load_recipe
 from trainer.config.resume import MAY_CHANGE_ON_RESUME, refuse_changes
 
 __all__ = [
@@ -14,12 +15,15 @@ __all__ = [
     "Budget",
     "Calibration",
     "Compression",
+    "ConfigError",
     "Experiment",
     "MeshShape",
     "Shape",
     "compression",
     "config_hash",
     "experiment",
+    "from_text",
+    "load_recipe",
     "refuse_changes",
     "resolved_text",
     "split_config_args",

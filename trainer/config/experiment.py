@@ -18,11 +18,15 @@ class MeshShape:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """One training run: from scratch, fine-tuning, or distillation when `distill_weight` is above 0."""
+    """One training run: from scratch, fine-tuning, or distillation when `distill_weight` is above 0.
+
+    Raises:
+      ConfigError: on construction, naming everything that is wrong.
+    """
 
     seed: int
     dataset: str
-    data_dir: str
+    data_dir: str  # empty: where the data set is known to be
     image_size: int  # pixels, square
     aug: str
     model: str  # a variant's name; not used with pretrained or shape_of
@@ -30,7 +34,7 @@ class Experiment:
     shape_of: str  # path of a checkpoint: its shape, with fresh weights
     teacher_weights: str  # path of the teacher's checkpoint
     distill_weight: float  # alpha in alpha·T²·KL + (1 - alpha)·CE
-    distill_temperature: float
+    distill_temperature: float  # T
     batch: int  # global, over all processes
     batch_eval: int
     total_steps: int
@@ -48,29 +52,49 @@ class Experiment:
     workers: int  # Grain worker processes; 0 reads in this one
     mesh: MeshShape
 
-    def problems(self) -> list[str]:
-        """Everything that is wrong, a phrase each; empty for a configuration that can run."""
+    def __post_init__(self) -> None:
         found = Problems()
         self._check_ranges(found)
-        found.check(self.aug in AUGMENTATIONS, f"aug={self.aug!r} must be one of {', '.join(AUGMENTATIONS)}")
-        found.check(self.warmup_steps <= self.total_steps, f"warmup_steps={self.warmup_steps} is above total_steps={self.total_steps}")
-        found.check(not (self.pretrained and self.shape_of), "pretrained and shape_of exclude each other; set one")
-        found.check(bool(self.model or self.pretrained or self.shape_of), "model is empty; name one, or set pretrained or shape_of")
-        distils = self.distill_weight > 0
-        found.check(not distils or bool(self.teacher_weights), "distill_weight is above 0 but teacher_weights names no checkpoint")
-        found.check(distils or not self.teacher_weights, "teacher_weights is set but distill_weight is 0; set distill_weight too")
-        axes = (self.mesh.fsdp, self.mesh.model, self.mesh.data)
-        found.check(min(axes[:2]) >= 1 and (axes[2] >= 1 or axes[2] == -1), f"mesh {self.mesh} must have positive axes (data may be -1)")
-        return found.found
+        self._check_parts(found)
+        mesh, axes = self.mesh, f"mesh {self.mesh.data} x {self.mesh.fsdp} x {self.mesh.model}"
+        fine = min(mesh.fsdp, mesh.model) >= 1 and (mesh.data >= 1 or mesh.data == -1)
+        found.check(fine, f"{axes} (data, fsdp, model) must have positive axes (data may be -1: the rest)")
+        found.refuse()
 
     def _check_ranges(self, found: Problems) -> None:
-        positive = "image_size batch batch_eval total_steps eval_every checkpoint_every keep_last log_every"
-        for name in positive.split():
-            found.check(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("warmup_steps", "workers", "wd", "seed"):
-            found.check(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must not be negative")
-        for name in ("base_lr", "grad_norm_clip", "distill_temperature"):
-            found.check(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be above 0")
+        found.check_at_least(
+            1,
+            image_size=self.image_size,
+            batch=self.batch,
+            batch_eval=self.batch_eval,
+            total_steps=self.total_steps,
+            eval_every=self.eval_every,
+            checkpoint_every=self.checkpoint_every,
+            keep_last=self.keep_last,
+            log_every=self.log_every,
+        )
+        found.check_at_least(0, warmup_steps=self.warmup_steps, workers=self.workers, wd=self.wd)
+        found.check_above_0(
+            base_lr=self.base_lr,
+            grad_norm_clip=self.grad_norm_clip,
+            distill_temperature=self.distill_temperature,
+        )
         for name in ("do", "sd", "label_smoothing"):
             found.check(0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} must be in [0, 1)")
         found.check(0 <= self.distill_weight <= 1, f"distill_weight={self.distill_weight} must be in [0, 1]")
+        found.check(0 <= self.seed < 2**32, f"seed={self.seed} must be in [0, 2**32)")
+
+    def _check_parts(self, found: Problems) -> None:
+        found.check(self.aug in AUGMENTATIONS, f"aug={self.aug!r} must be one of {', '.join(AUGMENTATIONS)}")
+        warmup, total = self.warmup_steps, self.total_steps
+        found.check(warmup <= total, f"warmup_steps={warmup} is above total_steps={total}; lower it")
+        both, any_of = self.pretrained and self.shape_of, self.model or self.pretrained or self.shape_of
+        found.check(not both, "pretrained and shape_of exclude each other; set one of them")
+        found.check(bool(any_of), "model is empty; name one, or set pretrained or shape_of to a checkpoint")
+        distils, teacher = self.distill_weight > 0, bool(self.teacher_weights)
+        found.check(
+            teacher or not distils, "distill_weight is above 0 but teacher_weights names no checkpoint"
+        )
+        found.check(
+            distils or not teacher, "teacher_weights is set but distill_weight is 0; set both or none"
+        )

@@ -1,11 +1,58 @@
-"""Between frozen dataclasses and flat text: one `key = value` line per field, nested fields with dots."""
+"""What all configurations share: flat text and hash of a frozen dataclass, and problems reported all at once.
+
+The text is one `key = value` line per field, values as JSON, nested fields with dots, sorted; it goes into the log, the
+checkpoint and the bundle.
+"""
 
 import dataclasses
 import hashlib
 import json
+import math
 from typing import Any
 
+from serving.command import UserError
+
 Flat = dict[str, Any]
+
+
+class ConfigError(UserError):
+    """A configuration that cannot run; `problems` holds everything that is wrong with it, a phrase each."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("configuration: " + "; ".join(problems))
+        self.problems = problems
+
+
+class Problems:
+    """Collects what is wrong with a configuration, so that its user hears of everything at once."""
+
+    def __init__(self) -> None:
+        self._found: list[str] = []
+
+    def check(self, fine: bool, message: str) -> None:
+        """Notes `message` unless `fine`."""
+        if not fine:
+            self._found.append(message)
+
+    def check_at_least(self, smallest: int, **values: float) -> None:
+        """Every value must be a number from `smallest` on; keys are the names that the user knows."""
+        bound = f"at least {smallest}" if smallest else "0 or above"
+        for name, value in values.items():
+            self.check(smallest <= value < math.inf, f"{name}={value} must be {bound}")
+
+    def check_above_0(self, **values: float) -> None:
+        """Every value must be a finite number above 0."""
+        for name, value in values.items():
+            self.check(0 < value < math.inf, f"{name}={value} must be above 0")
+
+    def refuse(self) -> None:
+        """Ends the checks.
+
+        Raises:
+          ConfigError: with all problems, if there are any.
+        """
+        if self._found:
+            raise ConfigError(self._found)
 
 
 def flatten(config: Any, prefix: str = "") -> Flat:
@@ -22,24 +69,12 @@ def resolved_text(config: Any) -> str:
     return "".join(f"{name} = {json.dumps(value)}\n" for name, value in sorted(flatten(config).items()))
 
 
-def parse_text(text: str) -> Flat:
-    """The flat values of a text that `resolved_text` made."""
+def from_text(text: str) -> Flat:
+    """The values that `resolved_text` wrote, by dotted name; also of a text that an older version wrote."""
     pairs = (line.partition(" = ") for line in text.splitlines())
     return {name: json.loads(value) for name, _, value in pairs}
 
 
 def config_hash(config: Any) -> str:
-    """sha256 of the resolved text."""
+    """sha256 of the resolved text, in hexadecimal."""
     return hashlib.sha256(resolved_text(config).encode()).hexdigest()
-
-
-class Problems:
-    """Collects what is wrong with a configuration, so that its user hears of everything at once."""
-
-    def __init__(self) -> None:
-        self.found: list[str] = []
-
-    def check(self, fine: bool, message: str) -> None:
-        """Notes `message` unless `fine`."""
-        if not fine:
-            self.found.append(message)

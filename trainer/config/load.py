@@ -1,10 +1,8 @@
-"""From a recipe and overrides, as typed on the command line, to a configuration. All problems are reported at once."""
+"""From a recipe and overrides, as typed on the command line, to a validated configuration. All problems are reported at once."""
 
 import dataclasses
 import difflib
-import importlib.util
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_type_hints
 
 import ml_collections
@@ -12,9 +10,10 @@ import ml_collections
 from serving.command import UserError
 from trainer.config.compression import Compression
 from trainer.config.experiment import Experiment
+from trainer.config.fields import ConfigError
+from trainer.config.recipe import load_recipe
 
 _Config = TypeVar("_Config", Experiment, Compression)
-_INSTALLED = Path(__file__).resolve().parents[2]  # holds the rooms, and configs/ beside them
 _FLAG = "--config"
 Overrides = list[tuple[str, str]]
 
@@ -22,7 +21,7 @@ Overrides = list[tuple[str, str]]
 def split_config_args(argv: Sequence[str]) -> tuple[str | None, Overrides, list[str]]:
     """Takes `--config=RECIPE` and `--config.key=value` (or `--config.key value`) out of `argv`.
 
-    Returns (recipe or None, [(dotted key, text)], the other arguments).
+    Returns (recipe or None, [(dotted key, text)], the other arguments). What stands behind `--` is left alone.
 
     Raises:
       UserError: for an override without a value.
@@ -30,6 +29,8 @@ def split_config_args(argv: Sequence[str]) -> tuple[str | None, Overrides, list[
     recipe, overrides, rest, pending = None, [], [], list(argv)
     while pending:
         argument = pending.pop(0)
+        if argument == "--":
+            return recipe, overrides, [*rest, argument, *pending]
         name, equals, value = argument.partition("=")
         if name != _FLAG and not name.startswith(_FLAG + "."):
             rest.append(argument)
@@ -41,7 +42,7 @@ def split_config_args(argv: Sequence[str]) -> tuple[str | None, Overrides, list[
         if name == _FLAG:
             recipe = value
         else:
-            overrides.append((name[len(_FLAG) + 1 :], value))
+            overrides.append((name.removeprefix(_FLAG + "."), value))
     return recipe, overrides, rest
 
 
@@ -61,59 +62,39 @@ def compression(recipe: str, overrides: Overrides) -> Compression:
 
 def _load(kind: type[_Config], recipe: str, overrides: Overrides) -> _Config:
     values = load_recipe(recipe)
+    problems = _key_problems(kind, values)
+    if problems:
+        raise UserError(f"{recipe} is no recipe for {kind.__name__.lower()}: {'; '.join(problems)}")
     if kind is Compression:
         _replace_goal(values, overrides)
     problems = _apply(values, overrides)
-    config = None
     try:
         config = _build(kind, values.to_dict())
-        problems += config.problems()
-    except TypeError as error:
-        problems.append(f"{recipe} is no recipe for {kind.__name__.lower()}: {error}")
-    if problems or config is None:
-        raise UserError(f"configuration {recipe}: " + "; ".join(problems))
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise UserError(f"configuration {recipe}: {'; '.join(problems)}")
     return config
 
 
-def load_recipe(recipe: str) -> ml_collections.ConfigDict:
-    """What `get_config` of the recipe `FILE.py` or `FILE.py:argument` returns.
-
-    The file is looked up from the current folder first, among the installed recipes second.
-
-    Raises:
-      UserError: for an unknown file (with the nearest known one), or an argument that the recipe refuses.
-    """
-    name, _, argument = recipe.partition(":")
-    path = next((folder / name for folder in (Path.cwd(), _INSTALLED) if (folder / name).is_file()), None)
-    if path is None:
-        known = [f"configs/{file.name}" for file in sorted((_INSTALLED / "configs").glob("[!_]*.py"))]
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-        raise UserError(f"unknown recipe {name!r}; nearest is {near[0] if near else 'none'}, all are {', '.join(known)}")
-    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"recipe {name!r} is no Python file; recipes are FILE.py with a function get_config(arg)")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        values: ml_collections.ConfigDict = module.get_config(argument or None)
-    except (ValueError, SyntaxError, ImportError, AttributeError) as error:
-        raise UserError(f"recipe {recipe!r}: {error}") from error
-    return values
+def _key_problems(kind: type, values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Keys that are missing or too many, and values of another type than the field's: the recipe's own faults."""
+    hints = get_type_hints(kind)
+    problems = [f"key {prefix + name!r} is missing" for name in hints.keys() - values.keys()]
+    for name, value in values.items():
+        want = hints.get(name)
+        if want is None:
+            problems.append(_unknown(prefix + name, [prefix + known for known in hints]))
+        elif dataclasses.is_dataclass(want) and isinstance(value, Mapping | ml_collections.ConfigDict):
+            problems += _key_problems(want, value, f"{prefix}{name}.")
+        elif type(value) is not want and (type(value), want) != (int, float):
+            problems.append(f"{prefix}{name}={value!r} must be {want.__name__}")
+    return sorted(problems)
 
 
-def _apply(values: ml_collections.ConfigDict, overrides: Overrides) -> list[str]:
-    known = _leaves(values)
-    problems = []
-    for key, text in overrides:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-            problems.append(f"unknown key {key!r}, nearest is {near[0]!r}" if near else f"unknown key {key!r}")
-            continue
-        try:
-            _set(values, key, _parse(text, known[key]))
-        except ValueError:
-            problems.append(f"{key}={text!r} is no {type(known[key]).__name__} (such as {known[key]!r})")
-    return problems
+def _unknown(key: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    return f"unknown key {key!r}, nearest is {near[0]!r}"
 
 
 def _replace_goal(values: ml_collections.ConfigDict, overrides: Overrides) -> None:
@@ -125,6 +106,26 @@ def _replace_goal(values: ml_collections.ConfigDict, overrides: Overrides) -> No
                 values[goal][name] = type(value)(0)
 
 
+def _apply(values: ml_collections.ConfigDict, overrides: Overrides) -> list[str]:
+    known = _leaves(values)
+    problems = []
+    for key, text in overrides:
+        if key not in known:
+            problems.append(_unknown(key, list(known)))
+            continue
+        try:
+            parsed = _parse(text, known[key])
+        except ValueError:
+            problems.append(f"{key}={text!r} is no {type(known[key]).__name__} (such as {known[key]!r})")
+            continue
+        *parents, name = key.split(".")
+        parent = values
+        for step in parents:
+            parent = parent[step]
+        parent[name] = parsed
+    return problems
+
+
 def _leaves(values: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in values.items():
@@ -134,23 +135,21 @@ def _leaves(values: ml_collections.ConfigDict, prefix: str = "") -> dict[str, An
 
 
 def _parse(text: str, like: Any) -> Any:
+    """`text` as a value of the type of `like`; a tuple's elements stand between commas and are of its first one's type."""
     if isinstance(like, bool):
         if text.lower() not in ("true", "false"):
             raise ValueError(text)
         return text.lower() == "true"
-    if isinstance(like, int):
-        return int(text)
+    if isinstance(like, tuple):
+        parts = [part.strip() for part in text.strip("() ").split(",") if part.strip()]
+        return tuple(_parse(part, like[0] if like else "") for part in parts)
     return type(like)(text)
-
-
-def _set(values: ml_collections.ConfigDict, key: str, value: Any) -> None:
-    *parents, name = key.split(".")
-    for parent in parents:
-        values = values[parent]
-    values[name] = value
 
 
 def _build(kind: type[_Config], values: dict[str, Any]) -> _Config:
     hints = get_type_hints(kind)
-    nested = {name: hints[name](**value) if dataclasses.is_dataclass(hints.get(name)) else value for name, value in values.items()}
+    nested = {
+        name: hints[name](**value) if dataclasses.is_dataclass(hints[name]) else value
+        for name, value in values.items()
+    }
     return kind(**nested)

@@ -1,8 +1,8 @@
 """What may change when a run goes on: where things are and how often they happen, never what is learnt."""
 
-from trainer.config.experiment import Experiment
-from trainer.config.fields import flatten, parse_text
 from serving.command import UserError
+from trainer.config.experiment import Experiment
+from trainer.config.fields import flatten, from_text
 
 MAY_CHANGE_ON_RESUME = frozenset(
     {
@@ -26,14 +26,14 @@ def refuse_changes(stored_text: str, config: Experiment) -> None:
     Raises:
       UserError: naming every changed key with its stored and its new value.
     """
-    stored, new = parse_text(stored_text), flatten(config)
+    stored, new = from_text(stored_text), flatten(config)
     changed = [
         f"{name} is {stored.get(name, 'absent')!r} there, {new.get(name, 'absent')!r} now"
-        for name in sorted(stored.keys() | new.keys())
-        if name not in MAY_CHANGE_ON_RESUME and stored.get(name) != new.get(name)
+        for name in sorted((stored.keys() | new.keys()) - MAY_CHANGE_ON_RESUME)
+        if stored.get(name) != new.get(name)
     ]
     if changed:
         raise UserError(
-            "the workdir holds the checkpoint of another run: " + "; ".join(changed) + "; give another --workdir, or the same "
-            f"values (these may change: {', '.join(sorted(MAY_CHANGE_ON_RESUME))})"
+            f"the workdir holds the checkpoint of another run: {'; '.join(changed)}; give another --workdir, or the "
+            f"same values (these may change: {', '.join(sorted(MAY_CHANGE_ON_RESUME))})"
         )

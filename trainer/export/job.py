@@ -1,0 +1,155 @@
+"""One export: graph, precision, proof, measurement, bundle. Nothing is written unless the proof holds."""
+
+import dataclasses
+import os
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf import json_format, struct_pb2
+
+from protos import bundle_pb2
+from serving import preprocess
+from serving.bundle import check_target, spec_to_proto, write_bundle
+from serving.runtime.base import Runtime
+from serving.runtime.select import open_runtime
+from trainer import __version__, checkpoint, description
+from trainer.checkpoint import Loaded
+from trainer.data.source import Dataset, ImageSource, open_dataset
+from trainer.evaluation import check_classes
+from trainer.export import parity
+from trainer.export.graph import Array
+from trainer.export.onnx_writer import INPUT, OUTPUT, write_onnx
+from trainer.export.parity import Parity
+from trainer.export.quantize import CPU_FEATURES, quantize_int8
+from trainer.interval import wilson
+
+RUNTIME = "onnxruntime"
+PRECISIONS = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
+_BUCKETS = (1, 2, 4, 8, 16, 32)
+_GOLDEN, _CHECKED = 8, 256  # images in the bundle, and images that the proof looks at
+# int8 rounding flips where a sum is taken in another order; on one CPU the answers are equal, on another this much may change.
+_INT8_TOLERANCE = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to export, to where, and how."""
+
+    checkpoint: str
+    target: Path  # REPO/NAME/VERSION
+    precision: str
+    calibration_examples: int
+    min_agreement: float
+    data_dir: str
+    threads: int
+
+
+def export(request: Request) -> dict[str, object]:
+    """Writes the bundle and says what it holds and how near it is to the live model.
+
+    Raises:
+      UserError: for bad input, or when the exported model does not say what the live one says; nothing is written then.
+    """
+    check_target(request.target)
+    loaded = checkpoint.load(request.checkpoint)
+    data = open_dataset(loaded.meta["dataset"], request.data_dir or loaded.meta["data_dir"])
+    check_classes(loaded, data)
+    images = _normalised(data.validation, _CHECKED, loaded)
+    model = write_onnx(loaded.description, loaded.params)
+    if request.precision == "int8":
+        model = quantize_int8(model, _normalised(data.train, request.calibration_examples, loaded))
+    content = model.SerializeToString()
+    runtime = open_runtime(content, RUNTIME, request.threads)
+    found = parity.compare(loaded.description, loaded.params, runtime, images)
+    if request.precision == "int8":
+        parity.require_agreement(found, request.min_agreement)
+    else:
+        parity.require_equal(found)
+    golden = images[:_GOLDEN]
+    manifest = _manifest(request, loaded, found, _measure(runtime, loaded, data))
+    file = PRECISIONS[request.precision]
+    write_bundle(request.target, manifest, {file: content}, {INPUT: golden}, {OUTPUT: runtime.run({INPUT: golden})[OUTPUT]})
+    return _result(request, manifest, found, content, model)
+
+
+def _normalised(source: ImageSource, count: int, loaded: Loaded) -> Array:
+    fitted = np.stack([preprocess.fit(image, loaded.preprocess) for image in source.images[:count]])
+    return preprocess.normalise(fitted, loaded.preprocess)
+
+
+def _measure(runtime: Runtime, loaded: Loaded, data: Dataset) -> list[bundle_pb2.Measurement]:
+    """Accuracy on the validation images, and latency of one image, of the file that will be served."""
+    images = _normalised(data.validation, len(data.validation), loaded)
+    answers = np.concatenate([runtime.run({INPUT: images[start : start + 32]})[OUTPUT] for start in range(0, len(images), 32)])
+    top1 = float(np.mean(answers.argmax(axis=-1) == data.validation.labels))
+    low, high = wilson(top1, len(images))
+    taken_ms = []
+    for _ in range(50):
+        began_s = time.perf_counter()
+        runtime.run({INPUT: images[:1]})
+        taken_ms.append((time.perf_counter() - began_s) * 1e3)
+    where, here = f"{data.name} validation, {len(images)} images", f"{os.cpu_count()} cores of the exporting machine"
+    return [
+        bundle_pb2.Measurement(name="validation_top1", value=top1, low=low, high=high, unit="fraction", where=where),
+        bundle_pb2.Measurement(
+            name="latency_batch_1", value=statistics.median(taken_ms), low=min(taken_ms), high=max(taken_ms), unit="ms", where=here
+        ),
+    ]
+
+
+def _manifest(
+    request: Request, loaded: Loaded, found: Parity, measurements: list[bundle_pb2.Measurement]
+) -> bundle_pb2.Manifest:
+    model, meta = loaded.description, loaded.meta
+    exact = request.precision == "fp32"
+    tolerance = bundle_pb2.Tolerance(
+        max_abs_difference=found.tolerance if exact else _INT8_TOLERANCE * max(1.0, found.largest_logit),
+        min_top1_agreement=1.0 if exact else request.min_agreement,
+    )
+    manifest = bundle_pb2.Manifest(
+        name=request.target.parent.name,
+        created_by=f"vitforge {__version__}",
+        description=json_format.ParseDict(description.to_json(model), struct_pb2.Struct()),
+        inputs=[bundle_pb2.TensorSpec(name=INPUT, datatype="FP32", shape=[-1, *model.image_size, model.channels])],
+        outputs=[bundle_pb2.TensorSpec(name=OUTPUT, datatype="FP32", shape=[-1, model.num_classes])],
+        preprocessing=spec_to_proto(loaded.preprocess),
+        labels=loaded.labels,
+        batch_buckets=_BUCKETS,
+        measurements=measurements,
+        provenance=bundle_pb2.Provenance(
+            stage=meta["stage"], params=description.param_count(model), macs=description.macs(model), **_hashes(loaded)
+        ),
+    )
+    manifest.models.add(
+        file=PRECISIONS[request.precision],
+        runtime=RUNTIME,
+        precision=request.precision,
+        required_cpu_features=[] if exact else CPU_FEATURES,
+        tolerance=tolerance,
+    )
+    return manifest
+
+
+def _hashes(loaded: Loaded) -> dict[str, str]:
+    names = ("config_text", "config_hash", "weights_hash", "teacher_hash", "calibration_hash")
+    return {name: loaded.meta[name] for name in names}
+
+
+def _result(
+    request: Request, manifest: bundle_pb2.Manifest, found: Parity, content: bytes, model: onnx.ModelProto
+) -> dict[str, object]:
+    return {
+        "bundle": str(request.target),
+        "precision": request.precision,
+        "stage": manifest.provenance.stage,
+        "params": manifest.provenance.params,
+        "macs": manifest.provenance.macs,
+        "mib": len(content) / 2**20,
+        "nodes": len(model.graph.node),
+        "max_abs_difference": found.max_abs_difference,
+        "top1_agreement": found.top1_agreement,
+        "validation_top1": manifest.measurements[0].value,
+    }

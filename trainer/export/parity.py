@@ -1,0 +1,78 @@
+"""Does the exported file say what the live model says? Asked through the very runtime that will serve it, on real images."""
+
+import dataclasses
+
+import numpy as np
+
+from serving.command import UserError
+from serving.runtime.base import Runtime
+from trainer.compress import streams
+from trainer.description import ViT
+from trainer.export.graph import Array
+from trainer.export.onnx_writer import INPUT, OUTPUT
+from trainer.models.build import Params
+
+BATCHES = (1, 3, 8)  # a batch that was baked in by a reshape shows at one of them
+# float32 sums in another order: about 1e-6 of the largest logit for the depths we know; a wrong graph is off by far more.
+_RELATIVE_TOLERANCE = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Parity:
+    """max |difference| of logits, the share of images with the same first label, and the largest logit of the live model."""
+
+    max_abs_difference: float
+    top1_agreement: float
+    largest_logit: float
+    images: int
+
+    @property
+    def tolerance(self) -> float:
+        """The difference that rounding alone can make in float32."""
+        return _RELATIVE_TOLERANCE * max(1.0, self.largest_logit)
+
+
+def compare(model: ViT, params: Params, runtime: Runtime, images: Array) -> Parity:
+    """Live model against `runtime` on normalised images (N, H, W, C), at batch 1, 3, 8 and the rest by 8."""
+    live = streams.logits(model, params, images, max(BATCHES))
+    exported = np.concatenate([runtime.run({INPUT: images[rows]})[OUTPUT] for rows in _slices(len(images))])
+    return Parity(
+        max_abs_difference=float(np.max(np.abs(live - exported))),
+        top1_agreement=float(np.mean(live.argmax(axis=-1) == exported.argmax(axis=-1))),
+        largest_logit=float(np.max(np.abs(live))),
+        images=len(images),
+    )
+
+
+def _slices(count: int) -> list[slice]:
+    sizes = [*BATCHES]
+    while sum(sizes) < count:
+        sizes.append(max(BATCHES))
+    ends = np.cumsum(sizes)
+    return [slice(end - size, min(end, count)) for size, end in zip(sizes, ends, strict=True) if end - size < count]
+
+
+def require_equal(parity: Parity) -> None:
+    """Refuses a float32 file that does not say the same.
+
+    Raises:
+      UserError: with both figures.
+    """
+    if not parity.max_abs_difference <= parity.tolerance:
+        raise UserError(
+            f"the exported model differs from the live one by {parity.max_abs_difference:.3g} in its logits on {parity.images} images, "
+            f"allowed is {parity.tolerance:.3g}; nothing was written: this is a defect of the exporter, please report it"
+        )
+
+
+def require_agreement(parity: Parity, least: float) -> None:
+    """Refuses a quantized file that answers too often otherwise.
+
+    Raises:
+      UserError: with both figures and what to do.
+    """
+    if parity.top1_agreement < least:
+        raise UserError(
+            f"int8 gives the live model's first label on {parity.top1_agreement:.1%} of {parity.images} images, asked is {least:.1%}; "
+            "nothing was written: export fp32, calibrate with more images, or lower --min_agreement"
+        )
