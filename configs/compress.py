@@ -9,12 +9,17 @@
 
 import ml_collections
 
+_DATASETS = ("digits", "fashion_mnist")
+
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """The argument is the data set whose training images calibrate: digits (default) or fashion_mnist."""
+    dataset = arg or "digits"
+    if dataset not in _DATASETS:
+        raise ValueError(f"argument {dataset!r} must be one of {', '.join(_DATASETS)}")
     config = ml_collections.ConfigDict()
     config.seed = 0
-    config.dataset = arg or "digits"
+    config.dataset = dataset
     config.data_dir = ""
     config.budget = ml_collections.ConfigDict({"params": 0.25, "macs": 0.0})
     config.shape = ml_collections.ConfigDict({"num_layers": 0, "num_heads": 0, "mlp_dim": 0})

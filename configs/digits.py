@@ -30,16 +30,17 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.distill_temperature = 2.0
     config.batch = 64
     config.batch_eval = 128
-    config.total_steps = 1000 if role == "teacher" else 500
-    config.warmup_steps = 100 if role == "teacher" else 50
-    config.base_lr = 5e-4 if role == "student" else 1e-3  # the student starts from repaired weights, not from noise
+    config.total_steps = 700 if role == "teacher" else 400
+    config.warmup_steps = 70 if role == "teacher" else 40
+    # The student starts from repaired weights, not from noise.
+    config.base_lr = 5e-4 if role == "student" else 2e-3
     config.wd = 0.05
     config.do = 0.0
     config.sd = 0.0
     config.label_smoothing = 0.0
     config.grad_norm_clip = 1.0
-    config.eval_every = 250
-    config.checkpoint_every = 250
+    config.eval_every = 200
+    config.checkpoint_every = 200
     config.keep_last = 2
     config.log_every = 10
     config.workers = 0

@@ -33,7 +33,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.batch_eval = 500
     config.total_steps = 3000 if role == "teacher" else 1500
     config.warmup_steps = 300 if role == "teacher" else 150
-    config.base_lr = 5e-4 if role == "student" else 1e-3  # the student starts from repaired weights, not from noise
+    # The student starts from repaired weights, not from noise.
+    config.base_lr = 5e-4 if role == "student" else 1e-3
     config.wd = 0.05
     config.do = 0.0
     config.sd = 0.0

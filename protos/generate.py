@@ -17,12 +17,16 @@ def main() -> None:
     """Compiles every .proto of this room and moves `inference` into its own descriptor pool."""
     sources = [f"protos/{path.name}" for path in sorted(_ROOM.glob("*.proto"))]
     out = ["--python_out=.", "--pyi_out=.", "--grpc_python_out=."]
-    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", "-I.", *out, *sources], cwd=_ROOM.parent, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "grpc_tools.protoc", "-I.", *out, *sources], cwd=_ROOM.parent, check=True
+    )
     (_ROOM / "bundle_pb2_grpc.py").unlink()  # has no service
     inference = _ROOM / "inference_pb2.py"
     text = inference.read_text()
     if _DEFAULT_POOL not in text:
-        raise SystemExit("protoc writes another import of the descriptor pool than this script knows; adapt it")
+        raise SystemExit(
+            "protoc writes another import of the descriptor pool than this script knows; adapt it"
+        )
     inference.write_text(text.replace(_DEFAULT_POOL, _OWN_POOL))
 
 

@@ -9,6 +9,6 @@ from google.protobuf import descriptor_pool
 POOL = descriptor_pool.DescriptorPool()
 
 
-def Default() -> descriptor_pool.DescriptorPool:  # the name that generated code calls
+def Default() -> descriptor_pool.DescriptorPool:  # the name that generated code calls  # noqa: N802
     """The pool of this package."""
     return POOL

@@ -139,9 +139,13 @@ def _check_tensor(
     tensor: inference_pb2.ModelInferRequest.InferInputTensor, spec: bundle_pb2.TensorSpec, max_batch_size: int
 ) -> None:
     if "shared_memory_region" in tensor.parameters:
-        raise InvalidInput(f"input '{tensor.name}' lies in shared memory, which is not served: send its bytes")
+        raise InvalidInput(
+            f"input '{tensor.name}' lies in shared memory, which is not served: send its bytes"
+        )
     if tensor.datatype != spec.datatype:
-        raise InvalidInput(f"input '{tensor.name}' has datatype {tensor.datatype or 'none'}, expected {spec.datatype}")
+        raise InvalidInput(
+            f"input '{tensor.name}' has datatype {tensor.datatype or 'none'}, expected {spec.datatype}"
+        )
     shape, wanted = tuple(tensor.shape), tuple(spec.shape)
     if len(shape) != len(wanted) or shape[1:] != wanted[1:]:
         raise InvalidInput(
@@ -182,7 +186,9 @@ def _from_typed(tensor: Tensor) -> np.ndarray:
     try:
         return np.fromiter(values, dtype, wanted).reshape(tuple(tensor.shape))
     except OverflowError as error:
-        raise InvalidInput(f"'{tensor.name}' has a value that {tensor.datatype} cannot hold: {error}") from error
+        raise InvalidInput(
+            f"'{tensor.name}' has a value that {tensor.datatype} cannot hold: {error}"
+        ) from error
 
 
 def _written(shape: Sequence[int]) -> str:

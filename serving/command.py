@@ -70,9 +70,13 @@ def _flag_help(values: flags.FlagValues) -> str:
     return "\n".join(lines)
 
 
-def run_command(main: Callable[[list[str]], Mapping[str, object] | None], argv: Sequence[str] | None = None) -> NoReturn:
+def run_command(
+    main: Callable[[list[str]], Mapping[str, object] | None], argv: Sequence[str] | None = None
+) -> NoReturn:
     """Runs `main` as this process's command and ends the process with the code of the table."""
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
     sys.exit(int(_outcome(main, list(sys.argv[1:] if argv is None else argv))))
 
 
@@ -91,7 +95,11 @@ def _outcome(main: Callable[[list[str]], Mapping[str, object] | None], argv: lis
         return ExitCode.BUG
     except Exception as error:  # anything else is our bug, and its traceback is what we need to mend it
         if isinstance(error, OSError) and error.errno == 28:
-            print(f"error: no space left on the disk: {error}; free some and run again", file=sys.stderr, flush=True)
+            print(
+                f"error: no space left on the disk: {error}; free some and run again",
+                file=sys.stderr,
+                flush=True,
+            )
             return ExitCode.DISK_FULL
         traceback.print_exc()
         return ExitCode.BUG
@@ -114,7 +122,13 @@ class Progress:
     _WIDTH = 28
 
     def __init__(self, total: int, label: str, start: int, stream: TextIO) -> None:
-        self._total, self._label, self._done, self._start, self._stream = max(total, 1), label, start, start, stream
+        self._total, self._label, self._done, self._start, self._stream = (
+            max(total, 1),
+            label,
+            start,
+            start,
+            stream,
+        )
         self._began_s = self._drawn_s = time.monotonic()
         self._terminal = stream.isatty()
         # A log file gets a line every few seconds; a terminal, a bar that moves.

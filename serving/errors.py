@@ -1,11 +1,11 @@
 """What can go wrong while a request is answered. Only `serving.service.status` knows which gRPC code each becomes.
 
-    ServingError
-    ├── ModelNotFound       no such model or version
-    ├── InvalidInput        a tensor or an image that the model cannot take
-    ├── Overloaded          the queue is full: later, or elsewhere
-    ├── ShuttingDown        the server drains: elsewhere
-    └── DeadlineExceeded    the answer would come too late
+ServingError
+├── ModelNotFound       no such model or version
+├── InvalidInput        a tensor or an image that the model cannot take
+├── Overloaded          the queue is full: later, or elsewhere
+├── ShuttingDown        the server drains: elsewhere
+└── DeadlineExceeded    the answer would come too late
 """
 
 

@@ -7,6 +7,7 @@ One line for each model and one for the address go to stderr. Once calls are tak
 """
 
 import asyncio
+import functools
 import json
 import signal
 import sys
@@ -25,7 +26,9 @@ def main(argv: list[str]) -> dict[str, object]:
     if rest:
         raise command.UserError(f"unexpected argument {rest[0]}: flags are written --name=value (see --help)")
     if not values["model_repository"].value:
-        raise command.UserError("--model_repository is missing: name the folder that holds NAME/VERSION bundles")
+        raise command.UserError(
+            "--model_repository is missing: name the folder that holds NAME/VERSION bundles"
+        )
     return asyncio.run(serve(_options(values), values["drain_s"].value))
 
 
@@ -48,18 +51,21 @@ async def serve(options: ServerOptions, drain_s: float) -> dict[str, object]:
 
 def _flags() -> flags.FlagValues:
     values = flags.FlagValues()
-    defaults = ServerOptions(Path())
-    text, whole, real = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_float
-    text("model_repository", None, "Folder of NAME/VERSION bundles, as trainer.export writes them.", flag_values=values)
-    text("host", defaults.host, "Address to listen on; 127.0.0.1 takes calls of this machine only.", flag_values=values)
-    whole("port", defaults.port, "Port to listen on; 0 takes a free one.", 0, 65535, flag_values=values)
-    whole("threads", 0, "Threads of a model's runtime; 0: one per core.", 0, flag_values=values)
-    whole("max_batch_size", defaults.max_batch_size, "Rows computed together at most.", 1, flag_values=values)
-    real("max_delay_ms", defaults.max_delay_s * 1e3, "How long requests that queue may wait for company.", 0.0, flag_values=values)
-    whole("max_queue_rows", defaults.max_queue_rows, "Rows of a model that may wait; more are refused.", 1, flag_values=values)
-    text("precision", "", "Which model file of each bundle, fp32 or int8; empty: its first.", flag_values=values)
-    real("drain_s", 30.0, "Seconds that calls under way get to finish after SIGTERM.", 0.0, flag_values=values)
-    whole("max_message_bytes", 0, "Largest message; 0: derived from the largest batch.", 0, flag_values=values)
+    text, whole, real = (
+        functools.partial(define, flag_values=values)
+        for define in (flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_float)
+    )
+    usual = ServerOptions(Path())
+    text("model_repository", None, "Folder of NAME/VERSION bundles, as trainer.export writes them.")
+    text("host", usual.host, "Address to listen on; 127.0.0.1 takes calls of this machine only.")
+    whole("port", usual.port, "Port to listen on; 0 takes a free one.", 0, 65535)
+    whole("threads", usual.threads, "Threads of a model's runtime; 0: one per core.", 0)
+    whole("max_batch_size", usual.max_batch_size, "Rows computed together at most.", 1)
+    real("max_delay_ms", usual.max_delay_s * 1e3, "How long queued requests may wait for company.", 0.0)
+    whole("max_queue_rows", usual.max_queue_rows, "Rows of a model that may wait; more are refused.", 1)
+    text("precision", usual.precision, "Model file to serve of each bundle, fp32 or int8; empty: its first.")
+    real("drain_s", 30.0, "Seconds that calls under way get to finish after SIGTERM.", 0.0)
+    whole("max_message_bytes", usual.max_message_bytes, "Largest message; 0: from the largest batch.", 0)
     return values
 
 

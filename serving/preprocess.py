@@ -16,6 +16,8 @@ from PIL import Image, ImageOps
 
 Array = np.ndarray[Any, np.dtype[Any]]
 MAX_PIXELS = 50_000_000  # checked against the header, before a single pixel is decoded
+# Formats that a stranger's bytes may have. Pillow knows more, and some are not for strangers: EPS starts Ghostscript.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 _METHODS = {
     "nearest": Image.Resampling.NEAREST,
@@ -50,14 +52,23 @@ class PreprocessSpec:
     layout: Literal["NHWC"] = "NHWC"
 
     def __post_init__(self) -> None:
-        if self.color not in _CHANNELS or self.method not in _METHODS or self.resize not in ("squash", "crop"):
-            raise ValueError(f"{self}: color is L or RGB, resize squash or crop, method one of {', '.join(_METHODS)}")
+        if (
+            self.color not in _CHANNELS
+            or self.method not in _METHODS
+            or self.resize not in ("squash", "crop")
+        ):
+            raise ValueError(
+                f"{self}: color is L or RGB, resize squash or crop, method one of {', '.join(_METHODS)}"
+            )
         if min(self.height, self.width) < 1 or not 0 < self.crop_fraction <= 1 or self.layout != "NHWC":
             raise ValueError(f"{self}: sizes are positive, crop_fraction in (0, 1], layout NHWC")
-        if len(self.mean) != self.channels or len(self.std) != self.channels or 0 in self.std:
-            raise ValueError(f"{self}: mean and std need {self.channels} values, std none of 0")
+        finite = all(math.isfinite(value) for value in (*self.mean, *self.std))
+        if len(self.mean) != self.channels or len(self.std) != self.channels or 0 in self.std or not finite:
+            raise ValueError(f"{self}: mean and std need {self.channels} finite values, std none of 0")
         if not self.antialias and self.method != "nearest":
-            raise ValueError(f"{self}: Pillow always antialiases when it shrinks; antialias=False is offered with nearest only")
+            raise ValueError(
+                f"{self}: Pillow always antialiases when it shrinks; antialias=False is offered with nearest only"
+            )
 
     @property
     def channels(self) -> int:
@@ -78,23 +89,32 @@ def decode(encoded: bytes, spec: PreprocessSpec, max_pixels: int = MAX_PIXELS) -
     """The image in `encoded` as uint8 (H, W, C): upright (EXIF), first frame, transparency on black, 16 bits scaled to 8.
 
     Raises:
-      ImageError: when the bytes are no image that Pillow reads, or hold more than `max_pixels`.
+      ImageError: when the bytes are no image of FORMATS, or hold more than `max_pixels`.
     """
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
-                raise ImageError(f"the image has {width} x {height} pixels, at most {max_pixels} are taken; send a smaller one")
+                raise ImageError(
+                    f"the image has {width} x {height} pixels, at most {max_pixels} are taken; send a smaller one"
+                )
             return _as_array(ImageOps.exif_transpose(image), spec)
     except ImageError:
         raise
-    except Exception as error:  # Pillow's decoders raise many kinds for damaged files; each is the sender's to mend
-        raise ImageError(f"the bytes ({len(encoded)}) are no image that can be decoded: {type(error).__name__}") from error
+    except Image.DecompressionBombError as error:  # Pillow's own limit, far above ours
+        raise ImageError(
+            f"the image is enormous ({error}), at most {max_pixels} pixels are taken; send a smaller one"
+        ) from error
+    except Exception as error:
+        # Pillow's decoders raise many kinds for damaged files; each is the sender's to mend.
+        raise ImageError(
+            f"the bytes ({len(encoded)}) are no image that can be decoded: {type(error).__name__}"
+        ) from error
 
 
 def _as_array(image: Image.Image, spec: PreprocessSpec) -> Array:
     if image.mode.startswith("I"):  # 16 bits a pixel; convert("L") would clip instead of scale
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+        image = Image.fromarray(np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         coloured = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), coloured)
@@ -103,7 +123,11 @@ def _as_array(image: Image.Image, spec: PreprocessSpec) -> Array:
 
 
 def fit(image: Array, spec: PreprocessSpec) -> Array:
-    """uint8 (H, W, C) → uint8 (spec.height, spec.width, C) by the spec's resize."""
+    """uint8 (H, W, C) → uint8 (spec.height, spec.width, C) by the spec's resize.
+
+    Raises:
+      ImageError: when the image has other channels, or is so narrow that "crop" would first blow it up beyond MAX_PIXELS.
+    """
     if image.shape[2] != spec.channels:
         raise ImageError(f"the image has {image.shape[2]} channels, {spec.color} asks for {spec.channels}")
     if image.shape[:2] == (spec.height, spec.width) and spec.crop_fraction == 1:
@@ -120,6 +144,11 @@ def fit(image: Array, spec: PreprocessSpec) -> Array:
 def _centre(picture: Image.Image, spec: PreprocessSpec) -> Image.Image:
     scale = max(spec.width / picture.width, spec.height / picture.height) / spec.crop_fraction
     size = (max(spec.width, round(picture.width * scale)), max(spec.height, round(picture.height * scale)))
+    if size[0] * size[1] > MAX_PIXELS:
+        shape = f"{picture.width} x {picture.height}"
+        raise ImageError(
+            f"an image of {shape} pixels is too narrow to be cropped to {spec.width} x {spec.height}; crop it first"
+        )
     resized = picture.resize(size, _METHODS[spec.method])
     left, top = math.floor((size[0] - spec.width) / 2), math.floor((size[1] - spec.height) / 2)
     return resized.crop((left, top, left + spec.width, top + spec.height))

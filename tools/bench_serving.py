@@ -24,8 +24,12 @@ def main(argv: list[str]) -> dict[str, object]:
     flags.DEFINE_string("server", "localhost:8001", "HOST:PORT of a running server.", flag_values=values)
     flags.DEFINE_list("model", [], "Names of the models to measure.", flag_values=values)
     flags.DEFINE_string("images", None, "Folder of images to send.", flag_values=values)
-    flags.DEFINE_integer("concurrency", 4, "Callers at a time for throughput.", lower_bound=1, flag_values=values)
-    flags.DEFINE_integer("images_per_request", 16, "Images in one request for throughput.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer(
+        "concurrency", 4, "Callers at a time for throughput.", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_integer(
+        "images_per_request", 16, "Images in one request for throughput.", lower_bound=1, flag_values=values
+    )
     flags.DEFINE_float("window_s", 3.0, "Seconds of throughput load per model and round.", flag_values=values)
     extra = command.parse_flags(values, argv)
     if extra or not values["model"].value or not values["images"].value:
@@ -38,7 +42,10 @@ def main(argv: list[str]) -> dict[str, object]:
     load = Load(values["concurrency"].value, values["images_per_request"].value, values["window_s"].value)
     with VisionClient(values["server"].value) as client:
         speeds = measure(client, values["model"].value, images, load)
-    return {"load": dataclasses.asdict(load), "models": {model: dataclasses.asdict(speed) for model, speed in speeds.items()}}
+    return {
+        "load": dataclasses.asdict(load),
+        "models": {model: dataclasses.asdict(speed) for model, speed in speeds.items()},
+    }
 
 
 if __name__ == "__main__":

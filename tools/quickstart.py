@@ -73,23 +73,33 @@ class Steps:
                 return done["result"]
         print(f"\n== {name}\n   {shown}", file=sys.stderr, flush=True)
         began_s = time.monotonic()
-        ended = subprocess.run([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True, check=False)
+        ended = subprocess.run(
+            [sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True, check=False
+        )
         if ended.returncode:
             code = ExitCode(ended.returncode) if ended.returncode in set(ExitCode) else ExitCode.BUG
-            raise UserError(f"step {name!r} failed with exit code {ended.returncode}; its own message stands above", code)
+            raise UserError(
+                f"step {name!r} failed with exit code {ended.returncode}; its own message stands above", code
+            )
         self.seconds[name] = round(time.monotonic() - began_s, 1)
         result: Result = json.loads(ended.stdout.splitlines()[-1])
         self._folder.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps({"command": shown, "seconds": self.seconds[name], "result": result}) + "\n")
+        record.write_text(
+            json.dumps({"command": shown, "seconds": self.seconds[name], "result": result}) + "\n"
+        )
         return result
 
 
 def main(argv: list[str]) -> dict[str, object]:
     """Runs the main job; the result names the report and repeats its rows."""
     values = flags.FlagValues()
-    flags.DEFINE_enum("dataset", "digits", _DATASETS, "The images: digits come with the installation.", flag_values=values)
+    flags.DEFINE_enum(
+        "dataset", "digits", _DATASETS, "The images: digits come with the installation.", flag_values=values
+    )
     flags.DEFINE_string("data_dir", "", "Folder of the IDX files of fashion_mnist.", flag_values=values)
-    flags.DEFINE_string("workdir", "runs/quickstart", "Folder of everything this job writes.", flag_values=values)
+    flags.DEFINE_string(
+        "workdir", "runs/quickstart", "Folder of everything this job writes.", flag_values=values
+    )
     flags.DEFINE_bool("fresh", False, "Remove the workdir first and start again.", flag_values=values)
     extra = command.parse_flags(values, argv)
     if extra:
@@ -102,7 +112,9 @@ def main(argv: list[str]) -> dict[str, object]:
 
 def _remove(workdir: Path) -> None:
     if workdir.exists() and not (workdir / "steps").is_dir():
-        raise UserError(f"--fresh would remove {workdir}, which no quickstart has written; give another --workdir")
+        raise UserError(
+            f"--fresh would remove {workdir}, which no quickstart has written; give another --workdir"
+        )
     shutil.rmtree(workdir, ignore_errors=True)
 
 
@@ -120,13 +132,24 @@ def quickstart(dataset: str, data_dir: str, workdir: Path) -> dict[str, object]:
         print("\n== speed: through the same server", file=sys.stderr)
         speeds = serving_load.measure(client, names, images[:256], load)
     rows = [
-        Row.of(variant.stage, variant.precision, exported[variant.bundle], correct[variant.bundle], len(labels), speeds[variant.bundle])
+        Row.of(
+            variant.stage,
+            variant.precision,
+            exported[variant.bundle],
+            correct[variant.bundle],
+            len(labels),
+            speeds[variant.bundle],
+        )
         for variant in VARIANTS
     ]
     steps.seconds["in all"] = round(time.monotonic() - began_s, 1)
     text = report.write(workdir, dataset, rows, load, steps.seconds)
     print("\n" + text, file=sys.stderr)
-    return {"workdir": str(workdir), "seconds": steps.seconds["in all"], "results": [row.to_json() for row in rows]}
+    return {
+        "workdir": str(workdir),
+        "seconds": steps.seconds["in all"],
+        "results": [row.to_json() for row in rows],
+    }
 
 
 def _make_models(steps: Steps, dataset: str, data_dir: str, workdir: Path) -> dict[str, Result]:
@@ -135,10 +158,16 @@ def _make_models(steps: Steps, dataset: str, data_dir: str, workdir: Path) -> di
     recipe, data = f"configs/{dataset}.py", [f"--config.data_dir={data_dir}"] if data_dir else []
 
     def train(name: str, *arguments: str) -> None:
-        steps.run(name, "trainer.main", f"--config={recipe}:{name}", f"--workdir={at[name]}", *arguments, *data)
+        steps.run(
+            name, "trainer.main", f"--config={recipe}:{name}", f"--workdir={at[name]}", *arguments, *data
+        )
 
     train("teacher")
-    cutting = (f"--checkpoint={at['teacher']}", f"--config=configs/compress.py:{dataset}", f"--workdir={at['pruned']}")
+    cutting = (
+        f"--checkpoint={at['teacher']}",
+        f"--config=configs/compress.py:{dataset}",
+        f"--workdir={at['pruned']}",
+    )
     steps.run("pruned", "trainer.compress", *cutting, *data)
     train("student", f"--config.pretrained={at['pruned']}", f"--config.teacher_weights={at['teacher']}")
     train("scratch", f"--config.shape_of={at['pruned']}")
@@ -155,7 +184,10 @@ def _make_models(steps: Steps, dataset: str, data_dir: str, workdir: Path) -> di
 
 
 def _correct(client: VisionClient, model: str, images: Sequence[bytes], labels: Sequence[int]) -> int:
-    return sum(found == label for found, label in zip(serving_load.predictions(client, model, images), labels, strict=True))
+    return sum(
+        found == label
+        for found, label in zip(serving_load.predictions(client, model, images), labels, strict=True)
+    )
 
 
 @contextmanager
@@ -163,11 +195,15 @@ def serving(repository: Path) -> Iterator[str]:
     """A server on `repository`, a process of its own on a free port; its address, once it is ready; drained at the end."""
     arguments = ["-m", "serving.main", f"--model_repository={repository}", "--port=0"]
     print(f"\n== serve\n   python {' '.join(arguments)}", file=sys.stderr, flush=True)
-    with subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True, env=os.environ) as server:
+    with subprocess.Popen(
+        [sys.executable, *arguments], stdout=subprocess.PIPE, text=True, env=os.environ
+    ) as server:
         try:
             line = server.stdout.readline() if server.stdout else ""
             if not line:
-                raise UserError("the server ended before it was ready; its own message stands above", ExitCode.BUG)
+                raise UserError(
+                    "the server ended before it was ready; its own message stands above", ExitCode.BUG
+                )
             yield f"localhost:{json.loads(line)['port']}"
         finally:
             server.terminate()

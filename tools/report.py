@@ -36,7 +36,9 @@ class Row:
     examples: int
 
     @staticmethod
-    def of(stage: str, precision: str, exported: dict[str, Any], correct: int, examples: int, speed: Speed) -> "Row":
+    def of(
+        stage: str, precision: str, exported: dict[str, Any], correct: int, examples: int, speed: Speed
+    ) -> "Row":
         """From what the exporter, the client and the benchmark said."""
         low, high = wilson(correct / examples, examples)
         return Row(
@@ -80,8 +82,10 @@ def write(workdir: Path, dataset: str, rows: list[Row], load: Load, seconds: dic
     plot(workdir / "accuracy_against_size.png", rows, "mib", "model file, MiB")
     plot(workdir / "accuracy_against_speed.png", rows, "images_per_s", "images/s through the server")
     text = markdown(dataset, rows, load, seconds)
-    (workdir / "report.md").write_text(text + "\n![accuracy against size](accuracy_against_size.png)\n\n"
-                                       "![accuracy against speed](accuracy_against_speed.png)\n")
+    (workdir / "report.md").write_text(
+        text + "\n![accuracy against size](accuracy_against_size.png)\n\n"
+        "![accuracy against speed](accuracy_against_speed.png)\n"
+    )
     return text
 
 
@@ -124,7 +128,11 @@ def remarks(rows: list[Row]) -> list[str]:
         f"The student has {size}; its top-1 is {_points(student, teacher)} the teacher's.",
         f"Cut and repaired, before any training step, top-1 was {_points(pruned, teacher)} the teacher's.",
         f"The same shape trained from scratch for the same number of steps is {_points(scratch, student)} the student's"
-        + ("." if scratch.top1 < student.top1 else ": **on this data scratch training does as well or better**."),
+        + (
+            "."
+            if scratch.top1 < student.top1
+            else ": **on this data scratch training does as well or better**."
+        ),
         _speed(int8, student, "int8", "fp32"),
         _speed(student, teacher, "the student", "the teacher"),
     ]
@@ -134,7 +142,9 @@ def _points(one: Row, other: Row) -> str:
     points = 100 * (one.top1 - other.top1)
     overlap = one.top1_low <= other.top1_high and other.top1_low <= one.top1_high
     sure = " (the intervals overlap)" if overlap and points else ""
-    return "equal to" if points == 0 else f"{abs(points):.2f} points {'above' if points > 0 else 'below'}{sure}"
+    return (
+        "equal to" if points == 0 else f"{abs(points):.2f} points {'above' if points > 0 else 'below'}{sure}"
+    )
 
 
 def _speed(one: Row, other: Row, name: str, other_name: str) -> str:
@@ -156,7 +166,14 @@ def plot(path: Path, rows: list[Row], column: str, label: str) -> None:
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
     for row in rows:
         top1, low, high = (100 * value for value in (row.top1, row.top1_low, row.top1_high))
-        axes.errorbar(getattr(row, column), top1, yerr=[[top1 - low], [high - top1]], fmt="o", capsize=3, label=row.stage)
+        axes.errorbar(
+            getattr(row, column),
+            top1,
+            yerr=[[top1 - low], [high - top1]],
+            fmt="o",
+            capsize=3,
+            label=row.stage,
+        )
     axes.set(xlabel=label, ylabel=f"top-1 on {rows[0].examples} test images, %", xlim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend()

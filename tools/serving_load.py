@@ -42,11 +42,15 @@ def predictions(client: VisionClient, model: str, images: Sequence[bytes], batch
     """The index of the first label for each of `images`, as the server answers it."""
     found: list[int] = []
     for start in range(0, len(images), batch):
-        found += [answer[0].index for answer in client.classify(images[start : start + batch], model=model, top_k=1)]
+        found += [
+            answer[0].index for answer in client.classify(images[start : start + batch], model=model, top_k=1)
+        ]
     return found
 
 
-def measure(client: VisionClient, models: Sequence[str], images: Sequence[bytes], load: Load) -> dict[str, Speed]:
+def measure(
+    client: VisionClient, models: Sequence[str], images: Sequence[bytes], load: Load
+) -> dict[str, Speed]:
     """The speed of each of `models` on `images`, measured in turn."""
     throughput: dict[str, list[tuple[float, float]]] = {model: [] for model in models}
     latency_ms: dict[str, list[float]] = {model: [] for model in models}

@@ -26,7 +26,6 @@ VERBS = {
         "trainer.compress", "cut a trained model to a budget and repair it", _TRAINING, "train"
     ),
     "evaluate": _Verb("trainer.evaluate", "accuracy of a checkpoint", _TRAINING, "train"),
-    "predict": _Verb("trainer.predict", "what a model says about images", _TRAINING, "train"),
     "export": _Verb(
         "trainer.export", "write a bundle that a server can check and serve", (*_TRAINING, "onnx"), "train"
     ),

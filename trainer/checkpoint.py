@@ -83,7 +83,9 @@ class TrainCheckpoints:
     def __init__(self, workdir: Path, keep_last: int) -> None:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep_last, enable_async_checkpointing=True)
         items = ("params", "opt", "meta")
-        self._manager = ocp.CheckpointManager((workdir / _FOLDER).absolute(), options=options, item_names=items)
+        self._manager = ocp.CheckpointManager(
+            (workdir / _FOLDER).absolute(), options=options, item_names=items
+        )
 
     def latest_step(self) -> int | None:
         """The newest step whose checkpoint is whole."""
@@ -101,7 +103,9 @@ class TrainCheckpoints:
     def restore(self, like: State) -> tuple[Params, Any]:
         """The newest parameters and optimiser state, in the shapes, dtypes and shardings of `like`."""
         params, opt = (jax.tree.map(_abstract, tree) for tree in (like.params, flatten(like.opt)))
-        arguments = ocp.args.Composite(params=ocp.args.StandardRestore(params), opt=ocp.args.StandardRestore(opt))
+        arguments = ocp.args.Composite(
+            params=ocp.args.StandardRestore(params), opt=ocp.args.StandardRestore(opt)
+        )
         saved = self._manager.restore(self.latest_step(), args=arguments)
         leaves = [saved["opt"][path] for path in opt]
         return saved["params"], jax.tree.unflatten(jax.tree.structure(like.opt), leaves)
@@ -136,7 +140,11 @@ def steps(path: Path) -> list[int]:
     root = path / _FOLDER if (path / _FOLDER).is_dir() else path
     if not root.is_dir():
         return []
-    found = (folder for folder in root.iterdir() if folder.name.isdecimal() and (folder / "meta" / "metadata").is_file())
+    found = (
+        folder
+        for folder in root.iterdir()
+        if folder.name.isdecimal() and (folder / "meta" / "metadata").is_file()
+    )
     return sorted(int(folder.name) for folder in found)
 
 
@@ -145,7 +153,9 @@ def _step_folder(path: Path) -> Path:
         return path
     found = steps(path)
     if not found:
-        raise UserError(f"no checkpoint under {path}; give a training or compression workdir, or one of its checkpoints")
+        raise UserError(
+            f"no checkpoint under {path}; give a training or compression workdir, or one of its checkpoints"
+        )
     return (path / _FOLDER if (path / _FOLDER).is_dir() else path) / str(found[-1])
 
 
@@ -159,7 +169,9 @@ def load_card(path: str | Path) -> Card:
     try:
         return Card.from_json(ocp.JsonCheckpointHandler().restore((folder / "meta").absolute()))
     except (ValueError, KeyError, OSError) as error:
-        raise UserError(f"checkpoint {folder} cannot be read: {error}; use another one or train again") from error
+        raise UserError(
+            f"checkpoint {folder} cannot be read: {error}; use another one or train again"
+        ) from error
 
 
 def load(path: str | Path, names: Sequence[str] | None = None) -> Loaded:
@@ -178,17 +190,31 @@ def load(path: str | Path, names: Sequence[str] | None = None) -> Loaded:
             arrays[name] = np.asarray(future.result().read().result())
         except (ValueError, OSError) as error:
             reason = str(error).split("[")[0]
-            raise UserError(f"checkpoint {folder}: array {name} cannot be read: {reason}; use another one") from error
+            raise UserError(
+                f"checkpoint {folder}: array {name} cannot be read: {reason}; use another one"
+            ) from error
         if arrays[name].shape != shapes[name].shape:
             stored, asked = arrays[name].shape, shapes[name].shape
-            raise UserError(f"checkpoint {folder}: array {name} has shape {stored}, its description asks for {asked}")
+            raise UserError(
+                f"checkpoint {folder}: array {name} has shape {stored}, its description asks for {asked}"
+            )
     params = unflatten(arrays)
-    return Loaded(card.description, card.preprocess, card.labels, {**card.meta, "weights_hash": weights_hash(params)}, params)
+    return Loaded(
+        card.description,
+        card.preprocess,
+        card.labels,
+        {**card.meta, "weights_hash": weights_hash(params)},
+        params,
+    )
 
 
 def _open(folder: Path, name: str) -> Any:
     # Orbax keeps the arrays of an item in one OCDBT database, each a zarr under its dotted path.
-    database = {"driver": "ocdbt", "base": f"file://{folder.absolute()}/", "path": name.replace("/", ".") + "/"}
+    database = {
+        "driver": "ocdbt",
+        "base": f"file://{folder.absolute()}/",
+        "path": name.replace("/", ".") + "/",
+    }
     return tensorstore.open({"driver": "zarr", "kvstore": database}, open=True, read=True)
 
 

@@ -44,13 +44,19 @@ class ViT:
 
     def __post_init__(self) -> None:
         if any(side < self.patch_size for side in self.image_size):
-            raise UserError(f"image_size {self.image_size} is smaller than one patch of {self.patch_size} pixels; use larger images")
+            raise UserError(
+                f"image_size {self.image_size} is smaller than one patch of {self.patch_size} pixels; use larger images"
+            )
         if self.pooling not in ("cls", "gap") or self.gelu not in ("tanh", "erf"):
-            raise UserError(f"pooling {self.pooling!r} must be cls or gap, and gelu {self.gelu!r} tanh or erf")
+            raise UserError(
+                f"pooling {self.pooling!r} must be cls or gap, and gelu {self.gelu!r} tanh or erf"
+            )
         for index, block in enumerate(self.blocks):
             dims = (block.qk_dim, block.v_dim)
             if min(dataclasses.astuple(block)) < 0 or (block.num_heads > 0) != (min(dims) > 0):
-                raise UserError(f"block {index} has impossible sizes {block}; heads and their dims are all positive or all zero")
+                raise UserError(
+                    f"block {index} has impossible sizes {block}; heads and their dims are all positive or all zero"
+                )
 
     @property
     def num_patches(self) -> int:
@@ -102,7 +108,11 @@ def block_macs(block: Block, width: int, num_tokens: int) -> int:
 
 def to_json(model: ViT) -> dict[str, Any]:
     """The description as plain JSON values, with its schema version."""
-    return {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(model), "image_size": list(model.image_size)}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        **dataclasses.asdict(model),
+        "image_size": list(model.image_size),
+    }
 
 
 def from_json(value: dict[str, Any]) -> ViT:
@@ -119,7 +129,9 @@ def from_json(value: dict[str, Any]) -> ViT:
             f"this Vitforge reads version {SCHEMA_VERSION} of kind 'vit'"
         )
     try:
-        blocks = tuple(Block(**{name: int(size) for name, size in block.items()}) for block in fields.pop("blocks"))
+        blocks = tuple(
+            Block(**{name: int(size) for name, size in block.items()}) for block in fields.pop("blocks")
+        )
         height, width = (int(side) for side in fields.pop("image_size"))
         whole = {name: int(fields.pop(name)) for name in ("channels", "patch_size", "width", "num_classes")}
         return ViT(image_size=(height, width), blocks=blocks, **whole, **fields)
@@ -169,7 +181,9 @@ def named(name: str, image_size: tuple[int, int], channels: int, num_classes: in
     known = {_spelling(variant): variant for variant in _VARIANTS}
     if wanted not in known:
         near = difflib.get_close_matches(wanted, known, n=1, cutoff=0.0)
-        raise UserError(f"unknown model {name!r}; nearest is {known[near[0]]!r}, all are {', '.join(_VARIANTS)}")
+        raise UserError(
+            f"unknown model {name!r}; nearest is {known[near[0]]!r}, all are {', '.join(_VARIANTS)}"
+        )
     size = _VARIANTS[known[wanted]]
     return ViT(
         image_size=image_size,

@@ -1,6 +1,6 @@
 """Accuracy of a checkpoint on one split of its data set, with a 95 % interval.
 
-    python -m trainer.evaluate --checkpoint=PATH [--split=test] [--dataset=NAME] [--data_dir=DIR]
+python -m trainer.evaluate --checkpoint=PATH [--split=test] [--dataset=NAME] [--data_dir=DIR]
 """
 
 from absl import flags
@@ -14,10 +14,19 @@ _SPLITS = ("train", "validation", "test")
 def main(argv: list[str]) -> dict[str, object]:
     """Evaluates; the result names checkpoint, data set, split, examples, top-1 and its interval."""
     values = flags.FlagValues()
-    flags.DEFINE_string("checkpoint", None, "A training or compression workdir, or one of its checkpoints.", flag_values=values)
+    flags.DEFINE_string(
+        "checkpoint",
+        None,
+        "A training or compression workdir, or one of its checkpoints.",
+        flag_values=values,
+    )
     flags.DEFINE_enum("split", "test", _SPLITS, "Which part of the data set.", flag_values=values)
-    flags.DEFINE_string("dataset", "", "Data set; the one of the checkpoint when not given.", flag_values=values)
-    flags.DEFINE_string("data_dir", "", "Folder of the data set's files, where it needs one.", flag_values=values)
+    flags.DEFINE_string(
+        "dataset", "", "Data set; the one of the checkpoint when not given.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "data_dir", "", "Folder of the data set's files, where it needs one.", flag_values=values
+    )
     flags.DEFINE_integer("batch", 256, "Images per batch.", lower_bound=1, flag_values=values)
     extra = command.parse_flags(values, argv)
     if extra or not values["checkpoint"].value:

@@ -33,7 +33,11 @@ def evaluate(
     for padded in eval_batches(source, spec, batch=batch, **here):
         for name, value in eval_step(params, to_global(padded, mesh)).items():
             sums[name] += float(value)
-    return {"top1": sums["correct"] / sums["count"], "loss": sums["loss"] / sums["count"], "count": sums["count"]}
+    return {
+        "top1": sums["correct"] / sums["count"],
+        "loss": sums["loss"] / sums["count"],
+        "count": sums["count"],
+    }
 
 
 def one_process_mesh() -> Mesh:
@@ -49,4 +53,6 @@ def check_classes(card: Card, data: Dataset) -> None:
     """
     if card.labels != data.class_names:
         asked, known = ", ".join(data.class_names), ", ".join(card.labels)
-        raise UserError(f"data set {data.name} has the classes {asked}, the model knows {known}; use a data set of its classes")
+        raise UserError(
+            f"data set {data.name} has the classes {asked}, the model knows {known}; use a data set of its classes"
+        )

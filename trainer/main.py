@@ -1,6 +1,6 @@
 """Train, fine-tune or distil, as the recipe says; run again, it goes on where it stopped.
 
-    python -m trainer.main --config=configs/digits.py:teacher --workdir=runs/teacher [--config.key=value ...]
+python -m trainer.main --config=configs/digits.py:teacher --workdir=runs/teacher [--config.key=value ...]
 """
 
 from pathlib import Path
@@ -16,11 +16,20 @@ def main(argv: list[str]) -> dict[str, object]:
     """Trains; the result is that of `trainer.train.train`."""
     recipe, overrides, rest = config.split_config_args(argv)
     values = flags.FlagValues()
-    flags.DEFINE_string("config", None, "Recipe: FILE.py or FILE.py:argument; --config.key=value changes one value.", flag_values=values)
-    flags.DEFINE_string("workdir", None, "Folder of this run: checkpoints and metrics.jsonl.", flag_values=values)
+    flags.DEFINE_string(
+        "config",
+        None,
+        "Recipe: FILE.py or FILE.py:argument; --config.key=value changes one value.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "workdir", None, "Folder of this run: checkpoints and metrics.jsonl.", flag_values=values
+    )
     extra = command.parse_flags(values, rest)
     if extra or recipe is None or not values["workdir"].value:
-        problem = f"unexpected argument {extra[0]!r}" if extra else "--config=FILE.py and --workdir=DIR are needed"
+        problem = (
+            f"unexpected argument {extra[0]!r}" if extra else "--config=FILE.py and --workdir=DIR are needed"
+        )
         raise UserError(f"{problem} (see --help)")
     experiment = config.experiment(recipe, overrides)
 
@@ -29,9 +38,7 @@ def main(argv: list[str]) -> dict[str, object]:
     from trainer.train import train
 
     join_job()
-    workdir = Path(values["workdir"].value)
-    workdir.mkdir(parents=True, exist_ok=True)
-    return train(experiment, workdir)
+    return train(experiment, Path(values["workdir"].value))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,9 @@ def distillation(alpha: float, temperature: float, label_smoothing: float) -> Ob
         if teacher is None:
             raise ValueError("distillation needs the teacher's logits")
         student_log = jax.nn.log_softmax(logits / temperature)
-        soft = optax.losses.kl_divergence_with_log_targets(student_log, jax.nn.log_softmax(teacher / temperature))
+        soft = optax.losses.kl_divergence_with_log_targets(
+            student_log, jax.nn.log_softmax(teacher / temperature)
+        )
         return alpha * temperature**2 * soft + (1 - alpha) * hard(logits, labels, teacher)
 
     return loss

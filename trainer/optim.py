@@ -7,12 +7,19 @@ import optax
 
 from trainer.config import Experiment
 
-_UNDECAYED = ("bias", "scale", "pos", "cls")  # one-dimensional parameters and tokens, as the field leaves them undecayed
+_UNDECAYED = (
+    "bias",
+    "scale",
+    "pos",
+    "cls",
+)  # one-dimensional parameters and tokens, as the field leaves them undecayed
 
 
 def schedule(experiment: Experiment) -> optax.Schedule:
     """Learning rate at a step: linear from 0 to base_lr over warmup_steps, then a cosine to 0 at total_steps."""
-    return optax.warmup_cosine_decay_schedule(0.0, experiment.base_lr, experiment.warmup_steps, experiment.total_steps)
+    return optax.warmup_cosine_decay_schedule(
+        0.0, experiment.base_lr, experiment.warmup_steps, experiment.total_steps
+    )
 
 
 def optimiser(experiment: Experiment) -> optax.GradientTransformation:

@@ -4,6 +4,7 @@ This is where names and paths become objects; training itself receives the objec
 """
 
 import dataclasses
+from typing import Literal
 
 from serving.command import UserError
 from serving.preprocess import PreprocessSpec
@@ -47,7 +48,7 @@ def preprocessing(dataset: Dataset, image_size: int) -> PreprocessSpec:
     """How images of `dataset` become model input: squashed to a square, pixels in [-1, 1] (ViT's own range)."""
     channels = dataset.train.images.shape[-1]
     scale = (127.5,) * channels
-    color = "L" if channels == 1 else "RGB"
+    color: Literal["L", "RGB"] = "L" if channels == 1 else "RGB"
     return PreprocessSpec(color=color, height=image_size, width=image_size, mean=scale, std=scale)
 
 
@@ -61,7 +62,9 @@ def _student(experiment: Experiment, dataset: Dataset, spec: PreprocessSpec) -> 
         _check_fits(model, dataset, spec, experiment.shape_of)
         return model, None
     channels = dataset.train.images.shape[-1]
-    return description.named(experiment.model, (spec.height, spec.width), channels, len(dataset.class_names)), None
+    return description.named(
+        experiment.model, (spec.height, spec.width), channels, len(dataset.class_names)
+    ), None
 
 
 def _check_fits(model: ViT, dataset: Dataset, spec: PreprocessSpec, path: str) -> None:
@@ -69,7 +72,9 @@ def _check_fits(model: ViT, dataset: Dataset, spec: PreprocessSpec, path: str) -
     if (model.image_size, model.channels, model.num_classes) != data:
         has = f"{model.image_size} pixels, {model.channels} channels, {model.num_classes} classes"
         asked = "{} pixels, {} channels, {} classes".format(*data)
-        raise UserError(f"the model of {path} is made for {has}, the configuration asks for {asked}; change one of them")
+        raise UserError(
+            f"the model of {path} is made for {has}, the configuration asks for {asked}; change one of them"
+        )
 
 
 def _check_teacher(teacher: Loaded, spec: PreprocessSpec, model: ViT) -> None:

@@ -50,7 +50,9 @@ def normalise(images: jax.Array, spec: PreprocessSpec) -> jax.Array:
     return (images.astype(jnp.float32) - mean) / std
 
 
-def init_state(model: ViT, tx: optax.GradientTransformation, mesh: Mesh, seed: int) -> tuple[TrainState, Any, list[str]]:
+def init_state(
+    model: ViT, tx: optax.GradientTransformation, mesh: Mesh, seed: int
+) -> tuple[TrainState, Any, list[str]]:
     """A fresh state born in its shards; returns it with its shardings and what the mesh could not divide."""
 
     def create() -> TrainState:
@@ -106,6 +108,10 @@ def make_eval_step(model: ViT, spec: PreprocessSpec, mesh: Mesh) -> Callable[[Pa
         logits = bind(model, params)(normalise(batch["image"], spec))
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         mask = batch["mask"]
-        return {"loss": (losses * mask).sum(), "correct": (accuracy(logits, batch["label"]) * mask).sum(), "count": mask.sum()}
+        return {
+            "loss": (losses * mask).sum(),
+            "correct": (accuracy(logits, batch["label"]) * mask).sum(),
+            "count": mask.sum(),
+        }
 
     return jax.jit(step, out_shardings=meshes.replicated(mesh))

@@ -47,6 +47,7 @@ class _Run:
         self._mesh = make_mesh(experiment.mesh)
         check_batch(self._mesh, experiment.batch, "batch")
         check_batch(self._mesh, experiment.batch_eval, "batch_eval")
+        workdir.mkdir(parents=True, exist_ok=True)
         self._checkpoints = TrainCheckpoints(workdir, experiment.keep_last)
         try:
             self._build()
@@ -60,7 +61,9 @@ class _Run:
         fresh, placed, undivided = step.init_state(card.description, tx, self._mesh, experiment.seed)
         self._state = self._first_state(fresh)
         teacher = parts.teacher
-        self._teacher = Frozen(teacher.description, rules.place(teacher.params, self._mesh)) if teacher else None
+        self._teacher = (
+            Frozen(teacher.description, rules.place(teacher.params, self._mesh)) if teacher else None
+        )
         self._train_step = step.make_train_step(
             experiment,
             card.description,
@@ -114,7 +117,9 @@ class _Run:
         label = str(self._parts.card.meta["stage"])
         with progress(experiment.total_steps, label, self._start) as bar:
             for number, batch in enumerate(self._batches(), self._start + 1):
-                self._state, metrics = self._train_step(self._state, batch, self._teacher and self._teacher.params)
+                self._state, metrics = self._train_step(
+                    self._state, batch, self._teacher.params if self._teacher else None
+                )
                 last = number == experiment.total_steps
                 if number % experiment.log_every == 0 or last:
                     self._metrics.queue(number, metrics)
@@ -151,7 +156,9 @@ class _Run:
 
     def _evaluate(self, number: int) -> dict[str, float]:
         source, spec = self._parts.dataset.validation, self._parts.card.preprocess
-        score = evaluate(self._eval_step, self._state.params, source, spec, self._experiment.batch_eval, self._mesh)
+        score = evaluate(
+            self._eval_step, self._state.params, source, spec, self._experiment.batch_eval, self._mesh
+        )
         self._metrics.flush()
         self._metrics.write(number, {f"validation_{name}": value for name, value in score.items()})
         return score
@@ -180,10 +187,14 @@ def _check_same_run(workdir: Path, experiment: Experiment, card: Card) -> None:
         ("teacher", stored.meta["teacher_hash"], card.meta["teacher_hash"]),
     ):
         if old != new:
-            raise UserError(f"{workdir} holds a run with another {name}: {old} there, {new} now; give another --workdir")
+            raise UserError(
+                f"{workdir} holds a run with another {name}: {old} there, {new} now; give another --workdir"
+            )
 
 
-def _announce(experiment: Experiment, card: Card, start: int, undivided: list[str], mesh: Mapping[str, int]) -> None:
+def _announce(
+    experiment: Experiment, card: Card, start: int, undivided: list[str], mesh: Mapping[str, int]
+) -> None:
     model = card.description
     size = f"{description.param_count(model):,} parameters, {description.macs(model) / 1e6:.2f} MMACs"
     origin = f"resumed from step {start}" if start else "from step 0"

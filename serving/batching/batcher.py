@@ -102,7 +102,7 @@ class Batcher:
           limits: see `BatchLimits`.
           on_batch: told of every executed batch, on the event loop.
           clock: seconds that only grow; deadlines are points on it.
-          executor: where `run` is called; a thread pool of its own when absent.
+          executor: where `run` is called, closed by `drain`; a thread pool of its own when absent.
         """
         self._run = run
         self._limits = limits
@@ -157,7 +157,9 @@ class Batcher:
 
     def _admit(self, rows: int, deadline_s: float) -> None:
         if self._draining:
-            raise ShuttingDown("the server is shutting down and takes no new requests: try another one, or later")
+            raise ShuttingDown(
+                "the server is shutting down and takes no new requests: try another one, or later"
+            )
         if deadline_s <= self._clock():
             raise DeadlineExceeded("the request's deadline had passed before it could be queued")
         if self._queued_rows + rows > self._limits.max_queue_rows:
@@ -243,7 +245,9 @@ class Batcher:
         """Computes `parts` together; should that fail, each of them once more alone, so that a bad one fails alone."""
         loop = asyncio.get_running_loop()
         try:
-            record, outputs = await loop.run_in_executor(self._pool, self._compute, [part.rows for part in parts])
+            record, outputs = await loop.run_in_executor(
+                self._pool, self._compute, [part.rows for part in parts]
+            )
         except Exception as error:
             if len(parts) == 1:
                 parts[0].fail(error)
@@ -269,5 +273,7 @@ class Batcher:
         if len(outputs) != bucket:
             raise RuntimeError(f"the model answered {len(outputs)} rows to a batch of {bucket}")
         answers = padding.scatter(outputs, sizes)
-        record = BatchRecord(sum(sizes), bucket, gathered_s - began_s, ran_s - gathered_s, self._clock() - ran_s)
+        record = BatchRecord(
+            sum(sizes), bucket, gathered_s - began_s, ran_s - gathered_s, self._clock() - ran_s
+        )
         return record, answers

@@ -9,7 +9,15 @@
 `python -m serving.client` does the same from the command line.
 """
 
-from serving.client.errors import ClientError, Invalid, NotFound, Overloaded, ServerFault, TimedOut, Unavailable
+from serving.client.errors import (
+    ClientError,
+    Invalid,
+    NotFound,
+    Overloaded,
+    ServerFault,
+    TimedOut,
+    Unavailable,
+)
 from serving.client.vision import Label, ModelMetadata, TensorMetadata, VisionClient
 
 __all__ = [

@@ -24,7 +24,9 @@ def main(argv: list[str]) -> dict[str, object]:
     flags.DEFINE_string("model", None, "Name of the model, as the server lists it.", flag_values=values)
     flags.DEFINE_string("version", "", "Version of the model; empty is the newest.", flag_values=values)
     flags.DEFINE_integer("top_k", 5, "Labels to show for each image.", lower_bound=1, flag_values=values)
-    flags.DEFINE_float("timeout_s", 30.0, "Seconds to wait for an answer.", lower_bound=0.0, flag_values=values)
+    flags.DEFINE_float(
+        "timeout_s", 30.0, "Seconds to wait for an answer.", lower_bound=0.0, flag_values=values
+    )
     images = command.parse_flags(values, argv)
     if not values["model"].value:
         raise command.UserError("--model is missing: name the model to ask, as in --model=digits")

@@ -48,6 +48,8 @@ _BY_CODE: dict[grpc.StatusCode, type[ClientError]] = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
     grpc.StatusCode.DEADLINE_EXCEEDED: TimedOut,
     grpc.StatusCode.UNAVAILABLE: Unavailable,
+    # We cancel nothing, so it was a server that closed under the call.
+    grpc.StatusCode.CANCELLED: Unavailable,
 }
 
 
@@ -57,7 +59,9 @@ def from_call(error: grpc.RpcError, target: str) -> ClientError:
     kind = _BY_CODE.get(code, ServerFault)
     details = " ".join((error.details() or "no details").split())
     if kind is Unavailable:
-        return Unavailable(f"no answer from {target}: {details}; check the address, and that the server is up")
+        return Unavailable(
+            f"no answer from {target}: {details}; check the address, and that the server is up"
+        )
     if kind is TimedOut:
         return TimedOut(f"{target} did not answer in time: {details}")
     if kind is ServerFault:

@@ -128,7 +128,9 @@ class VisionClient:
             if model:
                 request = inference_pb2.ModelReadyRequest(name=model, version=version)
                 return self._call(self._inference.ModelReady, request, timeout_s).ready
-            return self._call(self._inference.ServerReady, inference_pb2.ServerReadyRequest(), timeout_s).ready
+            return self._call(
+                self._inference.ServerReady, inference_pb2.ServerReadyRequest(), timeout_s
+            ).ready
         except (errors.Unavailable, errors.TimedOut):
             return False
 
@@ -146,5 +148,7 @@ def _read(path: Path) -> bytes:
         raise errors.Invalid(f"cannot read the image {path}: {error.strerror}") from error
 
 
-def _tensors(found: Sequence[inference_pb2.ModelMetadataResponse.TensorMetadata]) -> tuple[TensorMetadata, ...]:
+def _tensors(
+    found: Sequence[inference_pb2.ModelMetadataResponse.TensorMetadata],
+) -> tuple[TensorMetadata, ...]:
     return tuple(TensorMetadata(tensor.name, tensor.datatype, tuple(tensor.shape)) for tensor in found)

@@ -22,7 +22,10 @@ class OnnxRuntime:
             self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own exceptions share no base but Exception
             name = "the model" if isinstance(model, bytes) else str(model)
-            raise UserError(f"{name} cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {error}") from error
+            said = " ".join(str(error).split())
+            raise UserError(
+                f"{name} cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {said}"
+            ) from error
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:

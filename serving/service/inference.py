@@ -70,12 +70,12 @@ class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelStatistics(  # noqa: N802
         self, request: inference_pb2.ModelStatisticsRequest, context: Any
     ) -> inference_pb2.ModelStatisticsResponse:
-        if not request.name:
-            models = list(self._models)
-        elif not request.version:
-            models = [self._models.find(request.name, known) for known in self._models.versions(request.name)]
-        else:
-            models = [self._models.find(request.name, request.version)]
+        models = list(self._models)
+        if request.name:
+            asked = self._models.find(request.name, request.version)
+            models = [model for model in models if model.name == asked.name]
+        if request.version:
+            models = [model for model in models if model.version == request.version]
         return inference_pb2.ModelStatisticsResponse(model_stats=map(reports.model_statistics, models))
 
     @answers_with_status
@@ -118,4 +118,3 @@ def _timeout_s(request: inference_pb2.ModelInferRequest) -> float:
     if timeout_us < 0:
         raise InvalidInput(f"parameter 'timeout' must be at least 0 microseconds, got {timeout_us}")
     return timeout_us / 1e6 or math.inf
-

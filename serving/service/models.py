@@ -95,7 +95,9 @@ class Models:
     def call(self) -> Iterator[None]:
         """Counts the enclosed work as under way. Raises ShuttingDown once the server drains."""
         if self._draining:
-            raise ShuttingDown("the server is shutting down and takes no new requests: try another one, or later")
+            raise ShuttingDown(
+                "the server is shutting down and takes no new requests: try another one, or later"
+            )
         self._under_way += 1
         self._idle.clear()
         try:

@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 # A full batch fits in any case; below this, so do a few photographs.
 _SMALLEST_MESSAGE_LIMIT_BYTES = 64 << 20
 _MESSAGE_FRAME_BYTES = 1 << 20
+# Callers that just got an answer and ask again get a polite refusal for so long; a closing listener would cut them off (CANCELLED).
+_LINGER_S = 0.3
 # For answers that are computed but not yet sent, when nothing else is under way.
 _FLUSH_S = 1.0
 
@@ -79,7 +81,13 @@ class Server:
     """A running server. Made by `start`, ended by `stop`."""
 
     def __init__(
-        self, models: Models, repository: Repository, decoder: Decoder, health: Health, grpc_server: grpc.aio.Server, port: int
+        self,
+        models: Models,
+        repository: Repository,
+        decoder: Decoder,
+        health: Health,
+        grpc_server: grpc.aio.Server,
+        port: int,
     ) -> None:
         """Use `start`."""
         self.models = models
@@ -96,7 +104,9 @@ class Server:
         Raises:
           UserError: when there is nothing to serve, or the port is taken.
         """
-        repository = Repository(options.model_repository, open_runtime, options.thread_count, options.precision)
+        repository = Repository(
+            options.model_repository, open_runtime, options.thread_count, options.precision
+        )
         repository.load_all()
         models = Models(repository, options.limits)
         decoder = Decoder(options.thread_count, options.max_queue_rows)
@@ -123,6 +133,8 @@ class Server:
         cut = self.models.under_way
         if cut:
             log.warning("%d calls were still under way after %g s and are cut off", cut, drain_s)
+        else:
+            await asyncio.sleep(_LINGER_S)
         await self._grpc_server.stop(None if cut else _FLUSH_S)
         self._decoder.close()
         for model in self.models:
@@ -161,7 +173,9 @@ def _listen(grpc_server: grpc.aio.Server, host: str, port: int) -> int:
     except RuntimeError:
         bound = 0
     if not bound:
-        raise UserError(f"cannot listen on {address}: {_why_not(host, port)}; choose another --port, or 0 for a free one")
+        raise UserError(
+            f"cannot listen on {address}: {_why_not(host, port)}; choose another --port, or 0 for a free one"
+        )
     return int(bound)
 
 

@@ -7,7 +7,7 @@ and no internal text leaves the process.
 import functools
 import logging
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import grpc
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 Servicer = TypeVar("Servicer")
 Request = TypeVar("Request")
 Response = TypeVar("Response")
-Method = Callable[[Servicer, Request, Any], Awaitable[Response]]
+Method = Callable[[Servicer, Request, Any], Coroutine[Any, Any, Response]]
 
 _CODES: dict[type[Exception], grpc.StatusCode] = {
     InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,

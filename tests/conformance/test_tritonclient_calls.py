@@ -49,7 +49,9 @@ def test_server_metadata_offers_statistics(client: triton.InferenceServerClient)
     assert "statistics" in found.extensions
 
 
-def test_model_metadata_has_the_batch_dimension_and_every_version(client: triton.InferenceServerClient) -> None:
+def test_model_metadata_has_the_batch_dimension_and_every_version(
+    client: triton.InferenceServerClient,
+) -> None:
     found = client.get_model_metadata("tiny")
     assert list(found.versions) == ["1", "2"]
     assert found.platform == "onnxruntime_onnx"
@@ -104,7 +106,9 @@ def test_the_parameters_that_stock_clients_send_are_taken(client: triton.Inferen
 
 def test_typed_contents_get_the_answer_of_raw_ones(server: servers.ServerProcess) -> None:
     images = bundles.images(2)
-    tensor = service_pb2.ModelInferRequest.InferInputTensor(name="images", datatype="FP32", shape=images.shape)
+    tensor = service_pb2.ModelInferRequest.InferInputTensor(
+        name="images", datatype="FP32", shape=images.shape
+    )
     tensor.contents.fp32_contents.extend(images.ravel().tolist())
     with grpc.insecure_channel(server.target) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -149,7 +153,11 @@ def test_statistics_without_a_name_cover_every_version_of_every_model(
     client: triton.InferenceServerClient,
 ) -> None:
     found = client.get_inference_statistics().model_stats
-    assert [(stats.name, stats.version) for stats in found] == [("fragile", "1"), ("tiny", "1"), ("tiny", "2")]
+    assert [(stats.name, stats.version) for stats in found] == [
+        ("fragile", "1"),
+        ("tiny", "1"),
+        ("tiny", "2"),
+    ]
     named = client.get_inference_statistics("tiny").model_stats
     assert [(stats.name, stats.version) for stats in named] == [("tiny", "1"), ("tiny", "2")]
 

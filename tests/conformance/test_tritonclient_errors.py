@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import grpc
 import numpy as np
@@ -10,7 +11,8 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tests.support import bundles, servers
 
-Request = service_pb2.ModelInferRequest
+# tritonclient ships no types, so this is one in name only.
+Request: Any = service_pb2.ModelInferRequest
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
 
@@ -20,77 +22,77 @@ def stub(server: servers.ServerProcess) -> Iterator[service_pb2_grpc.GRPCInferen
         yield service_pb2_grpc.GRPCInferenceServiceStub(channel)
 
 
-def good_request(rows: int = 2, model: str = "tiny") -> Request:
+def good_request(rows: int = 2, model: str = "tiny") -> Any:
     images = bundles.images(rows)
     tensor = Request.InferInputTensor(name="images", datatype="FP32", shape=images.shape)
     return Request(model_name=model, inputs=[tensor], raw_input_contents=[images.tobytes()])
 
 
-def set_shape(*shape: int) -> Callable[[Request], None]:
-    def change(request: Request) -> None:
+def set_shape(*shape: int) -> Callable[[Any], None]:
+    def change(request: Any) -> None:
         request.inputs[0].shape[:] = shape
 
     return change
 
 
-def set_batch(rows: int) -> Callable[[Request], None]:
+def set_batch(rows: int) -> Callable[[Any], None]:
     return lambda request: request.CopyFrom(good_request(rows))
 
 
-def ask_for(*names: str) -> Callable[[Request], None]:
+def ask_for(*names: str) -> Callable[[Any], None]:
     return lambda request: request.outputs.extend(Request.InferRequestedOutputTensor(name=n) for n in names)
 
 
-def send_twice(request: Request) -> None:
+def send_twice(request: Any) -> None:
     request.inputs.append(request.inputs[0])
     request.raw_input_contents.append(request.raw_input_contents[0])
 
 
-def drop_inputs(request: Request) -> None:
+def drop_inputs(request: Any) -> None:
     del request.inputs[:]
     del request.raw_input_contents[:]
 
 
-def cut_bytes(request: Request) -> None:
+def cut_bytes(request: Any) -> None:
     request.raw_input_contents[0] = request.raw_input_contents[0][:-4]
 
 
-def cut_values(request: Request) -> None:
+def cut_values(request: Any) -> None:
     del request.raw_input_contents[:]
     request.inputs[0].contents.fp32_contents.extend([0.0] * 5)
 
 
-def mix(request: Request) -> None:
+def mix(request: Any) -> None:
     request.inputs[0].contents.fp32_contents.extend([0.0] * 128)
 
 
-def rename(request: Request) -> None:
+def rename(request: Any) -> None:
     request.inputs[0].name = "pixels"
 
 
-def retype(request: Request) -> None:
+def retype(request: Any) -> None:
     request.inputs[0].datatype = "FP64"
 
 
-def parameter(name: str, value: str) -> Callable[[Request], None]:
-    def change(request: Request) -> None:
+def parameter(name: str, value: str) -> Callable[[Any], None]:
+    def change(request: Any) -> None:
         request.parameters[name].string_param = value
 
     return change
 
 
-def classification(request: Request) -> None:
+def classification(request: Any) -> None:
     request.outputs.add(name="logits").parameters["classification"].int64_param = 3
 
 
-def model(name: str, version: str = "") -> Callable[[Request], None]:
-    def change(request: Request) -> None:
+def model(name: str, version: str = "") -> Callable[[Any], None]:
+    def change(request: Any) -> None:
         request.model_name, request.model_version = name, version
 
     return change
 
 
-TABLE: dict[str, tuple[Callable[[Request], None], grpc.StatusCode, str]] = {
+TABLE: dict[str, tuple[Callable[[Any], None], grpc.StatusCode, str]] = {
     "unknown model": (model("huge"), grpc.StatusCode.NOT_FOUND, "'huge'.*fragile, tiny"),
     "unknown version": (model("tiny", "7"), grpc.StatusCode.NOT_FOUND, "'7'.*1, 2"),
     "version that is no number": (model("tiny", "new"), grpc.StatusCode.NOT_FOUND, "'new'.*1, 2"),
@@ -152,7 +154,9 @@ def test_a_model_that_fails_says_nothing_of_its_insides_and_leaves_its_neighbour
     images = bundles.images(1)
     images[0, 0, 0, 0] = 10 * bundles.FRAGILE_ABOVE
     broken.raw_input_contents[0] = images.tobytes()
-    calls = [stub.ModelInfer.future(broken if index == 4 else good_request(1, "fragile")) for index in range(8)]
+    calls = [
+        stub.ModelInfer.future(broken if index == 4 else good_request(1, "fragile")) for index in range(8)
+    ]
     for index, call in enumerate(calls):
         if index != 4:
             logits = np.frombuffer(call.result().raw_output_contents[0], np.float32)

@@ -35,7 +35,9 @@ def narrow(repository: Path) -> Iterator[servers.ServerProcess]:
 
 def slow_request(timeout_us: int = 0) -> service_pb2.ModelInferRequest:
     images = bundles.images(1)
-    tensor = service_pb2.ModelInferRequest.InferInputTensor(name="images", datatype="FP32", shape=images.shape)
+    tensor = service_pb2.ModelInferRequest.InferInputTensor(
+        name="images", datatype="FP32", shape=images.shape
+    )
     request = service_pb2.ModelInferRequest(
         model_name="slow", inputs=[tensor], raw_input_contents=[images.tobytes()]
     )
@@ -81,13 +83,13 @@ def test_a_call_whose_grpc_deadline_passes_counts_as_failed_and_its_rows_are_not
             with pytest.raises(grpc.RpcError) as late:
                 stub.ModelInfer(slow_request(), timeout=0.01)
         assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert stub_answers_again(narrow.target)
+        assert answers_again(narrow.target)
         after = client.get_inference_statistics("slow").model_stats[0]
     assert after.inference_stats.fail.count - before.inference_stats.fail.count == 1
-    assert after.inference_count - before.inference_count == 1, "only the call of stub_answers_again"
+    assert after.inference_count - before.inference_count == 1, "only the call of answers_again"
 
 
-def stub_answers_again(target: str) -> bool:
+def answers_again(target: str) -> bool:
     """Whether one patient call succeeds; by then the one before it has left the server."""
     with grpc.insecure_channel(target) as channel:
         response = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(slow_request())
@@ -95,7 +97,10 @@ def stub_answers_again(target: str) -> bool:
 
 
 def test_more_images_than_may_ever_queue_are_refused_for_good(narrow: servers.ServerProcess) -> None:
-    with VisionClient(narrow.target) as client, pytest.raises(ClientError, match="takes 1 to 2 images, got 3"):
+    with (
+        VisionClient(narrow.target) as client,
+        pytest.raises(ClientError, match="takes 1 to 2 images, got 3"),
+    ):
         client.classify([bundles.png()] * 3, "slow")
 
 
@@ -149,6 +154,7 @@ def test_a_signal_under_load_fails_no_call_except_as_unavailable(repository: Pat
         ended = server.wait()
     assert ended.code == 0
     assert [type(error) for error in failures] == [Unavailable] * 8, failures
+    assert all("shutting down" in str(error) for error in failures), failures
     assert ended.result["answered"] == answered[0], "every answer that was computed reached its caller"
 
 

@@ -1,13 +1,14 @@
 """Small real bundles for tests of the server: an ONNX model of one layer, written by the same function as exported ones.
 
-The model takes grey 8 × 8 images and is linear, so that a test can compute its answer by itself (`logits`). Options make it slow, or
-make it fail on a chosen pixel.
+The model takes grey 8 × 8 images and is linear, so that a test can compute its answer by itself (`logits`). Options make it
+slow, or make it fail on a chosen pixel.
 """
 
 import functools
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -31,7 +32,9 @@ _SLOW_WIDTH = 1024
 @functools.cache
 def _weights() -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
-    return rng.normal(size=(SIZE * SIZE, CLASSES)).astype(np.float32), rng.normal(size=CLASSES).astype(np.float32)
+    return rng.normal(size=(SIZE * SIZE, CLASSES)).astype(np.float32), rng.normal(size=CLASSES).astype(
+        np.float32
+    )
 
 
 def logits(images: np.ndarray) -> np.ndarray:
@@ -66,7 +69,7 @@ class _Graph:
         self.constants.append(numpy_helper.from_array(value, name))
         return name
 
-    def node(self, kind: str, *inputs: str, output: str = "", **attributes: int) -> str:
+    def node(self, kind: str, *inputs: str, output: str = "", **attributes: Any) -> str:
         name = output or f"value_{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, list(inputs), [name], **attributes))
         return name

@@ -1,6 +1,6 @@
 """Cut a trained model to a budget or a stated shape and repair it, without a training step.
 
-    python -m trainer.compress --checkpoint=PATH --config=configs/compress.py --workdir=DIR [--config.budget.params=0.3]
+python -m trainer.compress --checkpoint=PATH --config=configs/compress.py --workdir=DIR [--config.budget.params=0.3]
 """
 
 from pathlib import Path
@@ -16,12 +16,25 @@ def main(argv: list[str]) -> dict[str, object]:
     """Compresses; the result is that of `trainer.compress.job.compress`."""
     recipe, overrides, rest = config.split_config_args(argv)
     values = flags.FlagValues()
-    flags.DEFINE_string("config", None, "Recipe: FILE.py or FILE.py:argument; --config.key=value changes one value.", flag_values=values)
-    flags.DEFINE_string("checkpoint", None, "The teacher: a training workdir or one of its checkpoints.", flag_values=values)
-    flags.DEFINE_string("workdir", None, "Folder for the cut model, its plan, scores and report.", flag_values=values)
+    flags.DEFINE_string(
+        "config",
+        None,
+        "Recipe: FILE.py or FILE.py:argument; --config.key=value changes one value.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "checkpoint", None, "The teacher: a training workdir or one of its checkpoints.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "workdir", None, "Folder for the cut model, its plan, scores and report.", flag_values=values
+    )
     extra = command.parse_flags(values, rest)
     if extra or recipe is None or not values["checkpoint"].value or not values["workdir"].value:
-        problem = f"unexpected argument {extra[0]!r}" if extra else "--checkpoint, --config and --workdir are needed"
+        problem = (
+            f"unexpected argument {extra[0]!r}"
+            if extra
+            else "--checkpoint, --config and --workdir are needed"
+        )
         raise UserError(f"{problem} (see --help)")
     settings = config.compression(recipe, overrides)
 

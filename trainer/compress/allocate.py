@@ -17,7 +17,6 @@ from trainer.description import Block, ViT
 Cost = Callable[[ViT], int]
 
 
-
 @dataclasses.dataclass(frozen=True)
 class Rounding:
     """Sizes are multiples of these, because runtimes are slow on odd ones."""
@@ -40,14 +39,18 @@ def best(scores: np.ndarray, count: int) -> tuple[int, ...]:
     return tuple(int(index) for index in np.sort(order))
 
 
-def greedy(teacher: ViT, layers: Plan, scores: Scores, cost: Cost, budget: int, rounding: Rounding) -> Plan | None:
+def greedy(
+    teacher: ViT, layers: Plan, scores: Scores, cost: Cost, budget: int, rounding: Rounding
+) -> Plan | None:
     """Removes from `layers` whatever loses least per cost, until `cost` is within `budget`; None if that cannot be."""
     plan = layers
     spent = cost(plan.shape_of(teacher))
     while spent > budget:
         choices = []
         for position, layer in enumerate(plan.layers):
-            for smaller, loss in _moves(layer, teacher.blocks[layer.source], scores[str(layer.source)], rounding):
+            for smaller, loss in _moves(
+                layer, teacher.blocks[layer.source], scores[str(layer.source)], rounding
+            ):
                 trial = Plan((*plan.layers[:position], smaller, *plan.layers[position + 1 :]))
                 saved = spent - cost(trial.shape_of(teacher))
                 if saved > 0:
@@ -59,7 +62,9 @@ def greedy(teacher: ViT, layers: Plan, scores: Scores, cost: Cost, budget: int, 
     return plan
 
 
-def _moves(layer: Layer, block: Block, scores: LayerScores, rounding: Rounding) -> Iterator[tuple[Layer, float]]:
+def _moves(
+    layer: Layer, block: Block, scores: LayerScores, rounding: Rounding
+) -> Iterator[tuple[Layer, float]]:
     """The layers one step smaller than `layer`, each with the score that the step gives up."""
     least = least_layer(layer.source, block, scores, rounding)
     if len(layer.neurons) > len(least.neurons):
@@ -71,14 +76,22 @@ def _moves(layer: Layer, block: Block, scores: LayerScores, rounding: Rounding) 
         yield from _attention_moves(layer, least, scores, rounding)
 
 
-def _attention_moves(layer: Layer, least: Layer, scores: LayerScores, rounding: Rounding) -> Iterator[tuple[Layer, float]]:
+def _attention_moves(
+    layer: Layer, least: Layer, scores: LayerScores, rounding: Rounding
+) -> Iterator[tuple[Layer, float]]:
     heads = np.asarray(layer.heads)
     if len(heads) > 1:
         chosen = _narrow(scores["heads"], layer.heads, len(heads) - 1)
-        yield dataclasses.replace(layer, heads=chosen), float(sum(scores["heads"][head] for head in set(layer.heads) - set(chosen)))
+        yield (
+            dataclasses.replace(layer, heads=chosen),
+            float(sum(scores["heads"][head] for head in set(layer.heads) - set(chosen))),
+        )
     if layer.qk_dim > least.qk_dim:
         dim = _down(layer.qk_dim, rounding.head_dim, least.qk_dim)
-        yield dataclasses.replace(layer, qk_dim=dim), float(scores["query_key"][heads, dim : layer.qk_dim].sum())
+        yield (
+            dataclasses.replace(layer, qk_dim=dim),
+            float(scores["query_key"][heads, dim : layer.qk_dim].sum()),
+        )
     if layer.v_dim > least.v_dim:
         dim = _down(layer.v_dim, rounding.head_dim, least.v_dim)
         yield dataclasses.replace(layer, v_dim=dim), float(scores["value"][heads, dim : layer.v_dim].sum())
@@ -92,10 +105,14 @@ def _narrow(scores: np.ndarray, kept: tuple[int, ...], count: int) -> tuple[int,
     return tuple(kept[index] for index in best(np.asarray(scores)[list(kept)], count))
 
 
-def uniform(teacher: ViT, layers: Plan, scores: Scores, cost: Cost, budget: int, rounding: Rounding) -> Plan | None:
+def uniform(
+    teacher: ViT, layers: Plan, scores: Scores, cost: Cost, budget: int, rounding: Rounding
+) -> Plan | None:
     """Keeps all heads and one fraction of neurons and dims everywhere: the largest that is within `budget`, or None."""
     for percent in range(100, 0, -1):
-        plan = Plan(tuple(_shrunk(layer, teacher, scores, percent / 100, rounding) for layer in layers.layers))
+        plan = Plan(
+            tuple(_shrunk(layer, teacher, scores, percent / 100, rounding) for layer in layers.layers)
+        )
         if cost(plan.shape_of(teacher)) <= budget:
             return plan
     return None
@@ -118,10 +135,12 @@ def _shrunk(layer: Layer, teacher: ViT, scores: Scores, fraction: float, roundin
     )
 
 
-def smallest(teacher: ViT, scores: Scores, rounding: Rounding) -> ViT:
-    """The smallest model that cutting may leave: one least block."""
-    layer = least_layer(0, teacher.blocks[0], scores["0"], rounding)
-    return Plan((layer,)).shape_of(teacher)
+def smallest(teacher: ViT, scores: Scores, rounding: Rounding) -> list[ViT]:
+    """The smallest models that cutting may leave: the least of each block, alone."""
+    least = (
+        least_layer(index, block, scores[str(index)], rounding) for index, block in enumerate(teacher.blocks)
+    )
+    return [Plan((layer,)).shape_of(teacher) for layer in least]
 
 
 def stated(teacher: ViT, scores: Scores, dropped: set[int], num_heads: int, mlp_dim: int) -> Plan:
@@ -135,9 +154,14 @@ def stated(teacher: ViT, scores: Scores, dropped: set[int], num_heads: int, mlp_
         if layer.source in dropped:
             continue
         block, own = teacher.blocks[layer.source], scores[str(layer.source)]
-        for name, asked, has in (("num_heads", num_heads, block.num_heads), ("mlp_dim", mlp_dim, block.mlp_dim)):
+        for name, asked, has in (
+            ("num_heads", num_heads, block.num_heads),
+            ("mlp_dim", mlp_dim, block.mlp_dim),
+        ):
             if asked > has:
-                raise UserError(f"shape.{name}={asked} is above the teacher's {has} in layer {layer.source}; cutting only makes smaller")
+                raise UserError(
+                    f"shape.{name}={asked} is above the teacher's {has} in layer {layer.source}; cutting only makes smaller"
+                )
         heads = best(own["heads"], num_heads) if num_heads else layer.heads
         neurons = best(own["mlp"], mlp_dim) if mlp_dim else layer.neurons
         layers.append(dataclasses.replace(keep_all(layer.source, block), heads=heads, neurons=neurons))

@@ -55,6 +55,7 @@ def compress(config: Compression, teacher_path: Path, workdir: Path) -> dict[str
         **loaded.meta,
         "stage": "pruned",
         "dataset": data.name,
+        "fingerprint": data.fingerprint,
         "data_dir": config.data_dir,
         "config_text": resolved_text(config),
         "config_hash": config_hash(config),
@@ -80,17 +81,25 @@ def _calibration(config: Compression, loaded: Loaded, data: Dataset) -> tuple[Ar
     """Normalised training images chosen by the seed, as evaluation prepares them, and the sha256 of their pixels."""
     available, asked = len(data.train.images), config.calibration.examples
     if asked > available:
-        raise UserError(f"calibration.examples={asked} is above the {available} training images of {data.name}; give fewer")
+        raise UserError(
+            f"calibration.examples={asked} is above the {available} training images of {data.name}; give fewer"
+        )
     chosen = np.random.RandomState(config.seed).permutation(available)[:asked]
-    fitted = np.stack([preprocess.fit(data.train.images[index], loaded.preprocess) for index in np.sort(chosen)])
+    fitted = np.stack(
+        [preprocess.fit(data.train.images[index], loaded.preprocess) for index in np.sort(chosen)]
+    )
     return preprocess.normalise(fitted, loaded.preprocess), hashlib.sha256(fitted.tobytes()).hexdigest()
 
 
 def _scores(config: Compression, teacher: Teacher) -> Scores:
-    return scoring.score(teacher.model, teacher.params, teacher.images, config.score, config.seed, teacher.how.batch)
+    return scoring.score(
+        teacher.model, teacher.params, teacher.images, config.score, config.seed, teacher.how.batch
+    )
 
 
-def _choose(config: Compression, teacher: Teacher, scores: Scores, rounding: Rounding) -> tuple[Plan, list[Candidate]]:
+def _choose(
+    config: Compression, teacher: Teacher, scores: Scores, rounding: Rounding
+) -> tuple[Plan, list[Candidate]]:
     judge = Judge(teacher)
     cost, budget = _budget(config, teacher)
     if budget:
@@ -100,7 +109,9 @@ def _choose(config: Compression, teacher: Teacher, scores: Scores, rounding: Rou
         return candidates[0].plan, candidates
     shape, has = config.shape, len(teacher.model.blocks)
     if shape.num_layers > has:
-        raise UserError(f"shape.num_layers={shape.num_layers} is above the teacher's {has}; cutting only makes smaller")
+        raise UserError(
+            f"shape.num_layers={shape.num_layers} is above the teacher's {has}; cutting only makes smaller"
+        )
     removed = has - shape.num_layers if shape.num_layers else 0
     dropped = set(search.missed_least(teacher, judge)[:removed]) if removed else set()
     return allocate.stated(teacher.model, scores, dropped, shape.num_heads, shape.mlp_dim), []
@@ -116,13 +127,24 @@ def _budget(config: Compression, teacher: Teacher) -> tuple[Cost, int]:
 
 
 def _result(
-    config: Compression, teacher: description.ViT, model: description.ViT, top1: dict[str, float], remarks: list[str], seconds: float
+    config: Compression,
+    teacher: description.ViT,
+    model: description.ViT,
+    top1: dict[str, float],
+    remarks: list[str],
+    seconds: float,
 ) -> dict[str, object]:
     sizes = {
         name: {"teacher": cost(teacher), "asked": getattr(config.budget, name) or None, "actual": cost(model)}
         for name, cost in _COSTS.items()
     }
-    return {"stage": "pruned", **sizes, "validation_top1": top1, "remarks": remarks, "seconds": round(seconds, 1)}
+    return {
+        "stage": "pruned",
+        **sizes,
+        "validation_top1": top1,
+        "remarks": remarks,
+        "seconds": round(seconds, 1),
+    }
 
 
 def _write(workdir: Path, plan: Plan, scores: Scores, text: str) -> None:

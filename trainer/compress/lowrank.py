@@ -1,7 +1,7 @@
 """Fewer dims per head by truncated whitened SVD: of query·key, and of value·output. Closed form, folded into the weights.
 
 Whitening by the covariance of what the product reads makes the truncation optimal for the data instead of for the weights.
-Sources: notes on closed-form repair; the whitening is that of data-aware SVD, as in ASVD (arXiv:2312.05821) and SVD-LLM (arXiv:2403.07378).
+Data-aware SVD is known from ASVD (arXiv:2312.05821) and SVD-LLM (arXiv:2403.07378); here it is applied to whole products per head.
 
 Shapes: D width, N heads, K query/key dim, V value dim; row vectors, so a projection of y (D,) is y @ kernel + bias.
 """
@@ -23,12 +23,14 @@ def _roots(covariance: Array) -> tuple[Array, Array]:
 
 
 def _truncated(product: Array, rank: int) -> tuple[Array, Array]:
-    """Factors (rows, rank) and (columns, rank) of the best rank-`rank` approximation, each with half of every singular value."""
+    """Factors (rows, rank) and (columns, rank) of the best rank-`rank` approximation, each with half of every singular value.
+
+    What `rank` asks for above the product's own is filled with zeros: a head may have more dims than the stream has channels.
+    """
     left, values, right = np.linalg.svd(product, full_matrices=False)
-    if rank > len(values):
-        raise ValueError(f"rank {rank} is above the {len(values)} singular values of the product")
     half = np.sqrt(values[:rank])
-    return left[:, :rank] * half, right[:rank].T * half
+    beyond = ((0, 0), (0, max(rank - len(values), 0)))
+    return np.pad(left[:, :rank] * half, beyond), np.pad(right[:rank].T * half, beyond)
 
 
 def cut_query_key(attention: Params, covariance: Array, mean: Array, dim: int) -> Params:
@@ -41,7 +43,10 @@ def cut_query_key(attention: Params, covariance: Array, mean: Array, dim: int) -
     root, inverse = _roots(covariance)
     query, key = (_float64(attention[name]) for name in ("query", "key"))
     width, heads, old_dim = query["kernel"].shape
-    new: dict[str, Params] = {name: {"kernel": np.zeros((width, heads, dim)), "bias": np.zeros((heads, dim))} for name in ("query", "key")}
+    new: dict[str, Params] = {
+        name: {"kernel": np.zeros((width, heads, dim)), "bias": np.zeros((heads, dim))}
+        for name in ("query", "key")
+    }
     for head in range(heads):
         to_query, to_key = query["kernel"][:, head], key["kernel"][:, head]
         mean_query = mean @ to_query + query["bias"][head]

@@ -1,6 +1,7 @@
 """First and second moments of activations, gathered batch by batch, and the least squares that need nothing else.
 
-Products are formed on the device in float32; sums over batches are kept in float64 on the host.
+Products are formed on the device in float32, about the mean of the first batch: a variance far below the squared mean would
+drown in rounding otherwise. Sums over batches are kept in float64 on the host.
 """
 
 from typing import Any
@@ -12,12 +13,16 @@ import numpy as np
 from serving.command import UserError
 
 Array = np.ndarray[Any, np.dtype[Any]]
-_ROWS_PER_DIM = 4  # fewer samples than this per dimension do not determine a covariance (notes on calibration: refuse)
+# Fewer samples than this per dimension do not determine a covariance (notes on calibration: refuse).
+_ROWS_PER_DIM = 4
 
 
 @jax.jit
-def _products(inputs: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+def _products(
+    inputs: jax.Array, targets: jax.Array, origin: jax.Array, target_origin: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     exact = jax.lax.Precision.HIGHEST
+    inputs, targets = inputs - origin, targets - target_origin
     squared = jnp.matmul(inputs.T, inputs, precision=exact)
     crossed = jnp.matmul(inputs.T, targets, precision=exact)
     return squared, crossed, inputs.sum(axis=0), targets.sum(axis=0)
@@ -29,21 +34,25 @@ class Moments:
     def __init__(self) -> None:
         self.rows = 0
         self._sums: list[Array] | None = None
+        self._origin: tuple[jax.Array, jax.Array] | None = None
 
     def add(self, inputs: jax.Array, targets: jax.Array | None = None) -> None:
         """Counts arrays (..., A) and (..., T); leading axes are rows."""
         flat = inputs.reshape(-1, inputs.shape[-1])
         wanted = flat[:, :0] if targets is None else targets.reshape(-1, targets.shape[-1])
-        new = [np.asarray(value, np.float64) for value in _products(flat, wanted)]
+        if self._origin is None:
+            self._origin = flat.mean(axis=0), wanted.mean(axis=0)
+        new = [np.asarray(value, np.float64) for value in _products(flat, wanted, *self._origin)]
         self._sums = new if self._sums is None else [old + more for old, more in zip(self._sums, new)]
         self.rows += flat.shape[0]
 
     def _centred(self) -> tuple[Array, Array, Array, Array]:
-        if self._sums is None:
+        if self._sums is None or self._origin is None:
             raise ValueError("no rows were added")
+        origin, target_origin = (np.asarray(value, np.float64) for value in self._origin)
         squared, crossed, inputs, targets = (value / self.rows for value in self._sums)
         covariance = squared - np.outer(inputs, inputs)
-        return covariance, crossed - np.outer(inputs, targets), inputs, targets
+        return covariance, crossed - np.outer(inputs, targets), inputs + origin, targets + target_origin
 
     def enough(self) -> bool:
         """Whether there are rows enough to trust the covariance."""

@@ -1,6 +1,6 @@
 """A cutting plan: which layers, heads and neurons of the teacher stay, and how many dims each head keeps. Pure data.
 
-A plan is made from scores (`allocate`, `shapes`), carried out by `repair`, and written beside the result as JSON.
+A plan is made from scores (`allocate`), carried out by `repair`, and written beside the result as JSON.
 """
 
 import dataclasses
@@ -48,7 +48,9 @@ def identity(teacher: ViT) -> Plan:
 
 def keep_all(source: int, block: Block) -> Layer:
     """The layer that keeps all of the teacher's block."""
-    return Layer(source, tuple(range(block.num_heads)), block.qk_dim, block.v_dim, tuple(range(block.mlp_dim)))
+    return Layer(
+        source, tuple(range(block.num_heads)), block.qk_dim, block.v_dim, tuple(range(block.mlp_dim))
+    )
 
 
 def without_layers(plan: Plan, sources: set[int]) -> Plan:

@@ -2,7 +2,7 @@
 
 Notes on compression, "repair by least squares", 1 to 3, 5 and 6. In every block the regressors are the student's own
 activations and the target is what the student's residual stream lacks of the teacher's, so each fit also mends what earlier
-blocks left (the sequential target). A block is left untouched, bit for bit, while nothing was cut in or before it.
+blocks left (the sequential target). A branch is left untouched, bit for bit, while nothing was cut in or before it.
 
 Shapes: B batch, T tokens, D width, N heads, V value dim, F mlp dim.
 """
@@ -42,7 +42,9 @@ def cut(teacher: ViT, params: Params, plan: Plan, images: Array, how: Repair) ->
     walk = _Walk(teacher, params, images, how)
     by_source = {layer.source: layer for layer in plan.layers}
     blocks = [walk.through(index, by_source.get(index)) for index in range(len(teacher.blocks))]
-    kept = {str(position): block for position, block in enumerate(block for block in blocks if block is not None)}
+    kept = {
+        str(position): block for position, block in enumerate(block for block in blocks if block is not None)
+    }
     student = {**params, "blocks": kept}
     head, remarks = walk.head()
     return {**student, "head": head}, remarks
@@ -83,16 +85,17 @@ class _Walk:
         """The repaired block that `layer` keeps of the teacher's block `index`, or None where it keeps none."""
         original, block = self._params["blocks"][str(index)], self._model.blocks[index]
         left = layer.block if layer else Block(0, 0, 0, 0)
-        self._cut = self._cut or left != block
-        if not self._cut:
+        if not self._cut and left == block:
             self._advance_together(original, block)
             return original
         student = select(original, layer) if layer else {}
         if block.num_heads:
             self._teacher = self._add(streams.attention_branch, block, original, self._teacher)
+        self._cut = self._cut or dataclasses.replace(left, mlp_dim=block.mlp_dim) != block
         if layer and left.num_heads:
-            student = self._attention(student, original, layer, block)
+            student = self._attention(student, original, layer, block) if self._cut else student
             self._student = self._add(streams.attention_branch, left, student, self._student)
+        self._cut = True  # if the attention is whole, then the MLP was cut
         if block.mlp_dim:
             self._teacher = self._add(streams.mlp_branch, block, original, self._teacher)
         if left.mlp_dim:
@@ -101,7 +104,10 @@ class _Walk:
         return student if layer else None
 
     def _advance_together(self, params: Params, block: Block) -> None:
-        for exists, branch in ((block.num_heads, streams.attention_branch), (block.mlp_dim, streams.mlp_branch)):
+        for exists, branch in (
+            (block.num_heads, streams.attention_branch),
+            (block.mlp_dim, streams.mlp_branch),
+        ):
             if exists:
                 self._teacher = self._add(branch, block, params, self._teacher)
         self._student = self._teacher
@@ -115,7 +121,9 @@ class _Walk:
         attention, heads = params["attention"], list(layer.heads)
         if left.qk_dim < block.qk_dim or left.v_dim < block.v_dim:
             # What the heads read is taken from the uncut block on the student's stream: one pass serves both truncations.
-            norm, averaged = streams.attention_moments(self._model, block, original, self._student, self._how.batch)
+            norm, averaged = streams.attention_moments(
+                self._model, block, original, self._student, self._how.batch
+            )
             if left.qk_dim < block.qk_dim:
                 attention = cut_query_key(attention, *norm.covariance(), left.qk_dim)
             if left.v_dim < block.v_dim:
@@ -127,7 +135,10 @@ class _Walk:
         fit, branch = Moments(), streams.attention_branch(self._model, left)
         for rows in streams.batches(len(self._student), self._how.batch):
             outputs = branch(params, self._student[rows])[1]["heads"]
-            fit.add(outputs.reshape(*outputs.shape[:2], -1), jnp.asarray(self._teacher[rows] - self._student[rows]))
+            fit.add(
+                outputs.reshape(*outputs.shape[:2], -1),
+                jnp.asarray(self._teacher[rows] - self._student[rows]),
+            )
         fit.require_enough("the attention output")
         kernel, bias = fit.ridge(self._how.ridge)
         out = {"kernel": kernel.reshape(left.num_heads, left.v_dim, -1), "bias": bias}

@@ -34,18 +34,29 @@ def markdown(result: dict[str, Any], plan: Plan, teacher: ViT, candidates: list[
     tried = [f"| {one.made_by} | {one.cost:,} | {one.divergence:.4f} |" for one in candidates]
     parts = [
         "# Compression\n",
-        "| size | teacher | asked | actual | of the teacher |\n| --- | --- | --- | --- | --- |\n" + "\n".join(sizes) + "\n",
+        "| size | teacher | asked | actual | of the teacher |\n| --- | --- | --- | --- | --- |\n"
+        + "\n".join(sizes)
+        + "\n",
         "| validation, no training step | top-1 |\n| --- | --- |\n" + "\n".join(accuracy) + "\n",
-        "| teacher's layer | heads | query/key dims | value dims | MLP neurons |\n| --- | --- | --- | --- | --- |\n" + "\n".join(layers) + "\n",
+        "| teacher's layer | heads | query/key dims | value dims | MLP neurons |\n| --- | --- | --- | --- | --- |\n"
+        + "\n".join(layers)
+        + "\n",
         f"Layers removed: {', '.join(map(str, gone)) or 'none'}.\n",
     ]
     if tried:
-        parts.append("| candidate | cost | KL to the teacher, nats |\n| --- | --- | --- |\n" + "\n".join(tried) + "\n")
+        parts.append(
+            "| candidate | cost | KL to the teacher, nats |\n| --- | --- | --- |\n" + "\n".join(tried) + "\n"
+        )
     parts += [f"Remark: {remark}.\n" for remark in result["remarks"]]
     return "\n".join(parts)
 
 
 def _row(source: int, teacher: ViT, block: Any) -> str:
     full = teacher.blocks[source]
-    pairs = ((block.num_heads, full.num_heads), (block.qk_dim, full.qk_dim), (block.v_dim, full.v_dim), (block.mlp_dim, full.mlp_dim))
+    pairs = (
+        (block.num_heads, full.num_heads),
+        (block.qk_dim, full.qk_dim),
+        (block.v_dim, full.v_dim),
+        (block.mlp_dim, full.mlp_dim),
+    )
     return f"| {source} | " + " | ".join(f"{kept} of {all_}" for kept, all_ in pairs) + " |"

@@ -8,7 +8,6 @@ Query/key and value dims are scored in the basis that truncation uses: the teach
 computes, so that the dims of each head are its whitened singular directions in descending order.
 """
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +19,8 @@ from trainer.compress.moments import Array
 from trainer.description import Block, ViT
 from trainer.models.build import Params, bind, flatten, unflatten
 
-LayerScores = dict[str, Array]  # heads (N,), query_key (N, K), value (N, V), mlp (F,), attention (), mlp_branch ()
+# heads (N,), query_key (N, K), value (N, V), mlp (F,), attention (), mlp_branch ()
+LayerScores = dict[str, Array]
 Scores = dict[str, LayerScores]  # by block index as text
 
 
@@ -49,7 +49,9 @@ def score(teacher: ViT, params: Params, images: Array, kind: str, seed: int, bat
     @jax.jit
     def sums(params: Params, images: jax.Array, keys: jax.Array) -> tuple[Params, Params]:
         per_image = jax.vmap(jax.grad(image_loss), in_axes=(None, None, 0, 0))(gates, params, images, keys)
-        return jax.tree.map(lambda g: g.sum(axis=0), per_image), jax.tree.map(lambda g: (g**2).sum(axis=0), per_image)
+        return jax.tree.map(lambda g: g.sum(axis=0), per_image), jax.tree.map(
+            lambda g: (g**2).sum(axis=0), per_image
+        )
 
     keys = jax.random.split(jax.random.key(seed), len(images))
     first = second = jax.tree.map(lambda gate: np.zeros(gate.shape), gates)
@@ -65,20 +67,18 @@ def score(teacher: ViT, params: Params, images: Array, kind: str, seed: int, bat
 
 
 def order_dims(teacher: ViT, params: Params, images: Array, batch: int) -> Params:
-    """The same function with the dims of every head turned into its whitened singular directions, largest first.
-
-    A head with more dims than width has directions that do nothing; such a block is left as it is.
-    """
+    """The same function with the dims of every head turned into its whitened singular directions, largest first."""
     stream, blocks = streams.embed(teacher, params, images, batch), {}
     for index, block in enumerate(teacher.blocks):
         blocks[str(index)] = own = dict(params["blocks"][str(index)])
         if block.num_heads:
             norm, averaged = streams.attention_moments(teacher, block, own, stream, batch)
             stream = streams.add_branch(streams.attention_branch(teacher, block), own, stream, batch)
-            if max(block.qk_dim, block.v_dim) <= teacher.width:
-                own["attention"] = cut_query_key(own["attention"], *norm.covariance(), block.qk_dim)
-                covariances, means = zip(*(moments.covariance() for moments in averaged))
-                own["attention"] = cut_value_output(own["attention"], np.stack(covariances), np.stack(means), block.v_dim)
+            own["attention"] = cut_query_key(own["attention"], *norm.covariance(), block.qk_dim)
+            covariances, means = zip(*(moments.covariance() for moments in averaged))
+            own["attention"] = cut_value_output(
+                own["attention"], np.stack(covariances), np.stack(means), block.v_dim
+            )
         if block.mlp_dim:
             stream = streams.add_branch(streams.mlp_branch(teacher, block), own, stream, batch)
     return {**params, "blocks": blocks}

@@ -55,8 +55,15 @@ class Judge:
 
     def __init__(self, teacher: Teacher) -> None:
         self._teacher = teacher
+        count = len(teacher.images)
+        if count < _HELD_OUT:
+            raise UserError(
+                f"{count} calibration images cannot be split into those that repair and those that judge; "
+                f"at least {_HELD_OUT} are needed: raise --config.calibration.examples"
+            )
         # Whole batches on either side: a shorter last batch would be compiled for every shape that is tried.
-        held_out = np.arange(len(teacher.images)) // teacher.how.batch % _HELD_OUT == 0
+        size = min(teacher.how.batch, count // _HELD_OUT)
+        held_out = np.arange(count) // size % _HELD_OUT == 0
         self._fitted, self._held_out = teacher.images[~held_out], teacher.images[held_out]
         self._wanted = streams.logits(teacher.model, teacher.params, self._held_out, teacher.how.batch)
 
@@ -79,7 +86,13 @@ def missed_least(teacher: Teacher, judge: Judge) -> list[int]:
 
 
 def to_budget(
-    teacher: Teacher, scores: Scores, cost: Cost, budget: int, rounding: Rounding, judge: Judge, order: list[int]
+    teacher: Teacher,
+    scores: Scores,
+    cost: Cost,
+    budget: int,
+    rounding: Rounding,
+    judge: Judge,
+    order: list[int],
 ) -> list[Candidate]:
     """Candidates within `budget`, best first.
 
@@ -99,7 +112,9 @@ def to_budget(
         if len(depths) == _DEPTHS:
             break
     if not found:
-        raise UserError(f"budget {budget:,} cannot be met with whole blocks of this teacher; raise it a little")
+        raise UserError(
+            f"budget {budget:,} cannot be met with whole blocks of this teacher; raise it a little"
+        )
     candidates = []
     with progress(len(found), "candidates") as bar:
         for name, plan in found:
@@ -110,8 +125,10 @@ def to_budget(
 
 def check_budget(teacher: ViT, scores: Scores, cost: Cost, budget: int, rounding: Rounding) -> None:
     """Refuses a budget that no cut can meet, or that needs no cut."""
-    least, most = cost(allocate.smallest(teacher, scores, rounding)), cost(teacher)
+    least, most = min(map(cost, allocate.smallest(teacher, scores, rounding))), cost(teacher)
     if budget > most:
         raise UserError(f"budget {budget:,} is above the teacher's {most:,}; nothing would be cut: give less")
     if budget < least:
-        raise UserError(f"budget {budget:,} is below the {least:,} that one block needs; give at least that, or a smaller teacher")
+        raise UserError(
+            f"budget {budget:,} is below the {least:,} that one block needs; give at least that, or a smaller teacher"
+        )

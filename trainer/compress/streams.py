@@ -7,6 +7,7 @@ branch runs in batches of one compiled function.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from trainer.description import Block, ViT
 from trainer.models.build import Params, bind, bind_block
 from trainer.models.vit import Taps
 
-Branch = Callable[[Params, jax.Array], tuple[jax.Array, Taps]]
+Branch = Callable[[Params, Any], tuple[jax.Array, Taps]]  # the stream may lie on the host or on the device
 BranchOf = Callable[[ViT, Block], Branch]
 
 
@@ -88,9 +89,15 @@ def logits(model: ViT, params: Params, images: Array, size: int) -> Array:
     return features(model, params, stream, size) @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
 
 
-def attention_moments(model: ViT, block: Block, params: Params, stream: Array, size: int) -> tuple[Moments, list[Moments]]:
+def attention_moments(
+    model: ViT, block: Block, params: Params, stream: Array, size: int
+) -> tuple[Moments, list[Moments]]:
     """Moments of what the heads of a block read: the LayerNorm output, and for each head its attention-weighted average."""
-    branch, norm, averaged = attention_branch(model, block), Moments(), [Moments() for _ in range(block.num_heads)]
+    branch, norm, averaged = (
+        attention_branch(model, block),
+        Moments(),
+        [Moments() for _ in range(block.num_heads)],
+    )
     for rows in batches(len(stream), size):
         taps = branch(params, stream[rows])[1]
         norm.add(taps["norm"])
@@ -100,5 +107,5 @@ def attention_moments(model: ViT, block: Block, params: Params, stream: Array, s
     return norm, averaged
 
 
-def _in_batches(run: Callable[[Params, Array], jax.Array], params: Params, inputs: Array, size: int) -> Array:
+def _in_batches(run: Callable[[Params, Any], jax.Array], params: Params, inputs: Array, size: int) -> Array:
     return np.concatenate([np.asarray(run(params, inputs[rows])) for rows in batches(len(inputs), size)])

@@ -26,7 +26,10 @@ def split_config_args(argv: Sequence[str]) -> tuple[str | None, Overrides, list[
     Raises:
       UserError: for an override without a value.
     """
-    recipe, overrides, rest, pending = None, [], [], list(argv)
+    recipe: str | None = None
+    overrides: Overrides = []
+    rest: list[str] = []
+    pending = list(argv)
     while pending:
         argument = pending.pop(0)
         if argument == "--":
@@ -62,9 +65,7 @@ def compression(recipe: str, overrides: Overrides) -> Compression:
 
 def _load(kind: type[_Config], recipe: str, overrides: Overrides) -> _Config:
     values = load_recipe(recipe)
-    problems = _key_problems(kind, values)
-    if problems:
-        raise UserError(f"{recipe} is no recipe for {kind.__name__.lower()}: {'; '.join(problems)}")
+    _check_kind(kind, recipe, values)
     if kind is Compression:
         _replace_goal(values, overrides)
     problems = _apply(values, overrides)
@@ -77,7 +78,18 @@ def _load(kind: type[_Config], recipe: str, overrides: Overrides) -> _Config:
     return config
 
 
-def _key_problems(kind: type, values: Mapping[str, Any], prefix: str = "") -> list[str]:
+def _check_kind(kind: type[_Config], recipe: str, values: ml_collections.ConfigDict) -> None:
+    """Refuses what a recipe's author can mend: another command's recipe, missing keys, values of a wrong type."""
+    problems = _key_problems(kind, values)
+    other = Compression if kind is Experiment else Experiment
+    if problems and not _key_problems(other, values):
+        command = {Experiment: "trainer.main", Compression: "trainer.compress"}[other]
+        problems = [f"it is one for python -m {command}"]
+    if problems:
+        raise UserError(f"{recipe} is no recipe for {kind.__name__.lower()}: {'; '.join(problems)}")
+
+
+def _key_problems(kind: Any, values: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Keys that are missing or too many, and values of another type than the field's: the recipe's own faults."""
     hints = get_type_hints(kind)
     problems = [f"key {prefix + name!r} is missing" for name in hints.keys() - values.keys()]

@@ -6,12 +6,14 @@ sees the same examples at every step, and a run resumes at its exact next batch 
 Images are fitted to the model's size beforehand and stay uint8; normalisation happens on the device.
 """
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 
 from serving import preprocess
 from serving.command import UserError
@@ -22,10 +24,9 @@ from trainer.data.source import Array, ImageSource
 HostBatch = dict[str, Array]
 
 
+@functools.lru_cache(maxsize=4)
 def fitted(source: ImageSource, spec: PreprocessSpec) -> ImageSource:
-    """`source` with every image resized as serving will resize it, once for all epochs."""
-    if source.images.shape[1:3] == (spec.height, spec.width):
-        return source
+    """`source` with every image sized as serving will size it: done once, not once an epoch."""
     return ImageSource(np.stack([preprocess.fit(image, spec) for image in source.images]), source.labels)
 
 
@@ -41,20 +42,34 @@ def train_batches(
     process_count: int,
     workers: int,
 ) -> Iterator[HostBatch]:
-    """Endless batches from step `start_step` on: image uint8 (B / processes, H, W, C), label int32 (B / processes,).
+    """Endless batches from step `start_step` on, this process's share b = batch / process_count of each.
+
+    Yields image uint8 (b, H, W, C), label int32 (b,) and index int64 (b,), the examples' places in `source`. Reading ahead
+    ends when the iterator is closed or collected.
 
     Raises:
       UserError: when the processes cannot share `batch` equally.
     """
-    if batch % process_count:
-        raise UserError(f"batch={batch} cannot be shared by {process_count} processes; use a multiple of {process_count}")
-    share = batch // process_count
-    examples = grain.MapDataset.source(fitted(source, spec)).seed(seed).shuffle().repeat().random_map(Augment(aug))
-    mine = examples[process_index::process_count].batch(share, drop_remainder=True)
-    stream: Any = mine[start_step:].to_iter_dataset(grain.ReadOptions(num_threads=0 if workers else 1, prefetch_buffer_size=4))
+    share = _share("batch", batch, process_count)
+    examples = grain.MapDataset.source(fitted(source, spec)).seed(seed).shuffle().repeat()
+    mine = examples.random_map(Augment(aug))[process_index::process_count].batch(share, drop_remainder=True)
+    # One thread keeps ahead of the device; more would fight over the interpreter. Workers are ahead by themselves.
+    reading = grain.ReadOptions(num_threads=0 if workers else 1, prefetch_buffer_size=4)
+    stream: Any = mine[start_step:].to_iter_dataset(reading)
     if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain reads settings from absl's global flags, which our commands leave alone
         stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    yield from stream
+    return _closing(stream)
+
+
+def _closing(stream: Any) -> Iterator[HostBatch]:
+    batches = iter(stream)
+    try:
+        yield from batches
+    finally:
+        # A prefetch thread left open can keep a failing process from ending.
+        batches.close()
 
 
 def eval_batches(
@@ -62,17 +77,25 @@ def eval_batches(
 ) -> Iterator[HostBatch]:
     """Every example of `source` once over all processes, as equally many and equally shaped batches for each.
 
-    Adds mask float32: 1 for an example, 0 for the padding at the end.
+    Yields image and label as `train_batches`, and mask float32 (b,): 1 for an example, 0 for the padding at the end.
 
     Raises:
       UserError: when the processes cannot share `batch` equally.
     """
-    if batch % process_count:
-        raise UserError(f"batch_eval={batch} cannot be shared by {process_count} processes; use a multiple of {process_count}")
-    whole, share = fitted(source, spec), batch // process_count
+    share, whole = _share("batch_eval", batch, process_count), fitted(source, spec)
     for number in range(math.ceil(len(whole) / batch)):
         start = number * batch + process_index * share
         wanted = np.arange(start, start + share)
         real = wanted < len(whole)
         rows = np.where(real, wanted, 0)
         yield {"image": whole.images[rows], "label": whole.labels[rows], "mask": real.astype(np.float32)}
+
+
+def _share(name: str, batch: int, process_count: int) -> int:
+    if batch % process_count:
+        lower = batch // process_count * process_count
+        fits = f"{lower} or {lower + process_count}" if lower else f"{process_count}"
+        raise UserError(
+            f"{name}={batch} cannot be shared by {process_count} processes; use a multiple, such as {fits}"
+        )
+    return batch // process_count

@@ -1,8 +1,9 @@
-"""Data sets by name, as arrays that can be read at random."""
+"""Data sets by name, as arrays that can be read at random, in splits that never change."""
 
 import dataclasses
 import difflib
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,12 @@ import numpy as np
 from serving.command import UserError
 
 Array = np.ndarray[Any, np.dtype[Any]]
+_KNOWN = ("digits", "fashion_mnist")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class ImageSource:
-    """One split: images uint8 (N, H, W, C) and labels int32 (N,). A Grain random-access source."""
+    """One split: images uint8 (N, H, W, C) and labels int32 (N,). A Grain random-access source, known by its identity."""
 
     images: Array
     labels: Array
@@ -23,12 +25,12 @@ class ImageSource:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": self.images[index], "label": self.labels[index]}
+        return {"image": self.images[index], "label": self.labels[index], "index": np.int64(index)}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """Three fixed splits, the names of the classes, and a sha256 of all of it."""
+    """Three fixed splits, the names of the classes, and a sha256 of all of it in hexadecimal."""
 
     name: str
     train: ImageSource
@@ -38,35 +40,57 @@ class Dataset:
     fingerprint: str
 
 
-def assemble(name: str, train: ImageSource, validation: ImageSource, test: ImageSource, class_names: tuple[str, ...]) -> Dataset:
-    """A data set with its fingerprint."""
-    digest = hashlib.sha256(repr(class_names).encode())
-    for split in (train, validation, test):
-        digest.update(np.ascontiguousarray(split.images).tobytes())
-        digest.update(np.ascontiguousarray(split.labels).tobytes())
-    return Dataset(name, train, validation, test, class_names, digest.hexdigest())
-
-
 def open_dataset(name: str, data_dir: str = "") -> Dataset:
     """The data set called `name`, its files from `data_dir` where it needs some.
 
     Raises:
       UserError: for an unknown name (with the nearest), or files that are missing or damaged.
     """
-    from trainer.data import digits, fashion_mnist
+    # Imported late: each data set needs only its own reader, and scikit-learn takes a second to start.
+    match name:
+        case "digits":
+            from trainer.data import digits
 
-    known = {"digits": digits.load, "fashion_mnist": fashion_mnist.load}
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-        raise UserError(f"unknown data set {name!r}; nearest is {near[0]!r}, all are {', '.join(known)}")
-    return known[name](data_dir)
+            return digits.load(data_dir)
+        case "fashion_mnist":
+            from trainer.data import fashion_mnist
+
+            return fashion_mnist.load(data_dir)
+    near = difflib.get_close_matches(name, _KNOWN, n=1, cutoff=0.0)
+    raise UserError(f"unknown data set {name!r}; nearest is {near[0]!r}, all are {', '.join(_KNOWN)}")
 
 
-def split_off(images: Array, labels: Array, sizes: tuple[int, ...], seed: int) -> list[ImageSource]:
-    """Disjoint random splits of the given sizes, the rest first; the same ones everywhere and for ever.
+def assemble(name: str, splits: Sequence[ImageSource], class_names: tuple[str, ...]) -> Dataset:
+    """A data set of its train, validation and test splits, with its fingerprint.
 
-    numpy guarantees the stream of RandomState, unlike that of newer generators.
+    Raises:
+      UserError: for an empty split, or a label without a class.
     """
-    order = np.random.RandomState(seed).permutation(len(labels))
+    digest = hashlib.sha256(repr(class_names).encode())
+    for split, part in zip(splits, ("train", "validation", "test"), strict=True):
+        if not len(split):
+            raise UserError(f"{name} has no examples for its {part} split; give it more images")
+        if split.labels.min() < 0 or split.labels.max() >= len(class_names):
+            label, last = max(split.labels, key=abs), len(class_names) - 1
+            raise UserError(f"{name} has the label {label} in its {part} split; labels go from 0 to {last}")
+        digest.update(repr(split.images.shape).encode())
+        digest.update(np.ascontiguousarray(split.images).tobytes())
+        digest.update(split.labels.astype("<i4").tobytes())
+    train, validation, test = splits
+    return Dataset(name, train, validation, test, class_names, digest.hexdigest())
+
+
+def split_off(images: Array, labels: Array, sizes: Sequence[int], seed: int) -> list[ImageSource]:
+    """Disjoint random splits of the given sizes, the rest first, all with the classes in the proportion of the whole.
+
+    The same ones everywhere and for ever: numpy guarantees the stream of RandomState, unlike that of newer generators.
+    """
+    shuffled = np.random.RandomState(seed).permutation(len(labels))
+    # Each class is spread evenly over [0, 1); any stretch of that order is stratified.
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels[shuffled] == label)
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+    order = shuffled[np.argsort(place, kind="stable")]
     bounds = np.cumsum([len(labels) - sum(sizes), *sizes])[:-1]
     return [ImageSource(images[part], labels[part]) for part in np.split(order, bounds)]

@@ -9,7 +9,11 @@ import jax
 
 from serving.command import ExitCode, UserError
 
-COORDINATOR, NUM_PROCESSES, PROCESS_ID = "VITFORGE_COORDINATOR", "VITFORGE_NUM_PROCESSES", "VITFORGE_PROCESS_ID"
+COORDINATOR, NUM_PROCESSES, PROCESS_ID = (
+    "VITFORGE_COORDINATOR",
+    "VITFORGE_NUM_PROCESSES",
+    "VITFORGE_PROCESS_ID",
+)
 _START_TIMEOUT_S = 300
 
 
@@ -23,10 +27,16 @@ def join_job() -> None:
     if not present:
         return
     if len(present) < 3:
-        raise UserError(f"of {COORDINATOR}, {NUM_PROCESSES}, {PROCESS_ID} only {', '.join(present)} is set; set all or none")
+        raise UserError(
+            f"of {COORDINATOR}, {NUM_PROCESSES}, {PROCESS_ID} only {', '.join(present)} is set; set all or none"
+        )
     if jax.distributed.is_initialized():
         return
-    address, count, index = os.environ[COORDINATOR], int(os.environ[NUM_PROCESSES]), int(os.environ[PROCESS_ID])
+    address, count, index = (
+        os.environ[COORDINATOR],
+        int(os.environ[NUM_PROCESSES]),
+        int(os.environ[PROCESS_ID]),
+    )
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(address, count, index, initialization_timeout=_START_TIMEOUT_S)

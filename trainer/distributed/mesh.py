@@ -48,4 +48,6 @@ def check_batch(mesh: Mesh, batch: int, name: str) -> None:
     if batch % shards:
         lower = batch // shards * shards
         fits = f"{lower} or {lower + shards}" if lower else f"{shards}"
-        raise UserError(f"{name}={batch} cannot be cut over {shards} data shards; use a multiple, such as {fits}")
+        raise UserError(
+            f"{name}={batch} cannot be cut over {shards} data shards; use a multiple, such as {fits}"
+        )

@@ -52,17 +52,24 @@ class Graph:
         """Reshape; 0 keeps an axis, which is how the batch stays dynamic."""
         return self.node("Reshape", name, value, self.weight(f"{name}/shape", np.array(shape)))
 
-    def model(self, inputs: dict[str, list[int | str]], outputs: dict[str, list[int | str]]) -> onnx.ModelProto:
+    def model(
+        self, inputs: dict[str, list[int | str]], outputs: dict[str, list[int | str]]
+    ) -> onnx.ModelProto:
         """The finished model, checked, with the shapes of all tensors inferred.
 
         The last node added for each name in `outputs` must carry that name.
         """
-        values = [
-            [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in group.items()]
+        ends = [
+            [
+                helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+                for name, shape in group.items()
+            ]
             for group in (inputs, outputs)
         ]
-        graph = helper.make_graph(self._nodes, "vitforge", *values, initializer=list(self._weights.values()))
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="vitforge")
+        graph = helper.make_graph(self._nodes, "vitforge", ends[0], ends[1], list(self._weights.values()))
+        model = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="vitforge"
+        )
         model.ir_version = _IR_VERSION
         onnx.checker.check_model(model, full_check=True)
         return onnx.shape_inference.infer_shapes(model, strict_mode=True)

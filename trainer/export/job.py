@@ -69,9 +69,15 @@ def export(request: Request) -> dict[str, object]:
     else:
         parity.require_equal(found)
     golden = images[:_GOLDEN]
-    manifest = _manifest(request, loaded, found, _measure(runtime, loaded, data))
+    manifest = _manifest(request, loaded, found, _measure(runtime, request.threads, loaded, data))
     file = PRECISIONS[request.precision]
-    write_bundle(request.target, manifest, {file: content}, {INPUT: golden}, {OUTPUT: runtime.run({INPUT: golden})[OUTPUT]})
+    write_bundle(
+        request.target,
+        manifest,
+        {file: content},
+        {INPUT: golden},
+        {OUTPUT: runtime.run({INPUT: golden})[OUTPUT]},
+    )
     return _result(request, manifest, found, content, model)
 
 
@@ -80,10 +86,14 @@ def _normalised(source: ImageSource, count: int, loaded: Loaded) -> Array:
     return preprocess.normalise(fitted, loaded.preprocess)
 
 
-def _measure(runtime: Runtime, loaded: Loaded, data: Dataset) -> list[bundle_pb2.Measurement]:
+def _measure(
+    runtime: Runtime, threads: int, loaded: Loaded, data: Dataset
+) -> list[bundle_pb2.Measurement]:
     """Accuracy on the validation images, and latency of one image, of the file that will be served."""
     images = _normalised(data.validation, len(data.validation), loaded)
-    answers = np.concatenate([runtime.run({INPUT: images[start : start + 32]})[OUTPUT] for start in range(0, len(images), 32)])
+    answers = np.concatenate(
+        [runtime.run({INPUT: images[start : start + 32]})[OUTPUT] for start in range(0, len(images), 32)]
+    )
     top1 = float(np.mean(answers.argmax(axis=-1) == data.validation.labels))
     low, high = wilson(top1, len(images))
     taken_ms = []
@@ -91,11 +101,21 @@ def _measure(runtime: Runtime, loaded: Loaded, data: Dataset) -> list[bundle_pb2
         began_s = time.perf_counter()
         runtime.run({INPUT: images[:1]})
         taken_ms.append((time.perf_counter() - began_s) * 1e3)
-    where, here = f"{data.name} validation, {len(images)} images", f"{os.cpu_count()} cores of the exporting machine"
+    where, here = (
+        f"{data.name} validation, {len(images)} images",
+        f"{threads} threads on the exporting machine of {os.cpu_count()} cores",
+    )
     return [
-        bundle_pb2.Measurement(name="validation_top1", value=top1, low=low, high=high, unit="fraction", where=where),
         bundle_pb2.Measurement(
-            name="latency_batch_1", value=statistics.median(taken_ms), low=min(taken_ms), high=max(taken_ms), unit="ms", where=here
+            name="validation_top1", value=top1, low=low, high=high, unit="fraction", where=where
+        ),
+        bundle_pb2.Measurement(
+            name="latency_batch_1",
+            value=statistics.median(taken_ms),
+            low=min(taken_ms),
+            high=max(taken_ms),
+            unit="ms",
+            where=here,
         ),
     ]
 
@@ -113,14 +133,19 @@ def _manifest(
         name=request.target.parent.name,
         created_by=f"vitforge {__version__}",
         description=json_format.ParseDict(description.to_json(model), struct_pb2.Struct()),
-        inputs=[bundle_pb2.TensorSpec(name=INPUT, datatype="FP32", shape=[-1, *model.image_size, model.channels])],
+        inputs=[
+            bundle_pb2.TensorSpec(name=INPUT, datatype="FP32", shape=[-1, *model.image_size, model.channels])
+        ],
         outputs=[bundle_pb2.TensorSpec(name=OUTPUT, datatype="FP32", shape=[-1, model.num_classes])],
         preprocessing=spec_to_proto(loaded.preprocess),
         labels=loaded.labels,
         batch_buckets=_BUCKETS,
         measurements=measurements,
         provenance=bundle_pb2.Provenance(
-            stage=meta["stage"], params=description.param_count(model), macs=description.macs(model), **_hashes(loaded)
+            stage=meta["stage"],
+            params=description.param_count(model),
+            macs=description.macs(model),
+            **_hashes(loaded),
         ),
     )
     manifest.models.add(

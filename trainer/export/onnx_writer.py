@@ -22,7 +22,9 @@ def write_onnx(model: ViT, params: Params) -> onnx.ModelProto:
     for index, block in enumerate(model.blocks):
         name, own = f"blocks/{index}", params["blocks"][str(index)]
         if block.num_heads:
-            x = graph.node("Add", f"{name}/attention/residual", x, _attention(graph, name, x, model, block, own))
+            x = graph.node(
+                "Add", f"{name}/attention/residual", x, _attention(graph, name, x, model, block, own)
+            )
         if block.mlp_dim:
             x = graph.node("Add", f"{name}/mlp/residual", x, _mlp(graph, name, x, model, own))
     _head(graph, model, params, x)
@@ -37,7 +39,10 @@ def _tokens(graph: Graph, model: ViT, params: Params) -> str:
     x = INPUT
     if (rows * p, columns * p) != model.image_size:
         ends = graph.weight("patch/crop/ends", np.array([rows * p, columns * p]))
-        starts, axes = graph.weight("patch/crop/starts", np.array([0, 0])), graph.weight("patch/crop/axes", np.array([1, 2]))
+        starts, axes = (
+            graph.weight("patch/crop/starts", np.array([0, 0])),
+            graph.weight("patch/crop/axes", np.array([1, 2])),
+        )
         x = graph.node("Slice", "patch/crop", x, starts, ends, axes)
     x = graph.reshape("patch/grid", x, [0, rows, p, columns, p, channels])
     x = graph.node("Transpose", "patch/group", x, perm=[0, 1, 3, 2, 4, 5])
@@ -59,19 +64,31 @@ def _attention(graph: Graph, name: str, x: str, model: ViT, block: Block, params
     dims = (block.qk_dim, block.qk_dim, block.v_dim)
     scales = (block.qk_dim**-0.5, 1.0, 1.0)
     layers = [attention[part] for part in ("query", "key", "value")]
-    kernel = np.concatenate([np.asarray(layer["kernel"]).reshape(model.width, -1) * s for layer, s in zip(layers, scales)], axis=1)
+    kernel = np.concatenate(
+        [np.asarray(layer["kernel"]).reshape(model.width, -1) * s for layer, s in zip(layers, scales)], axis=1
+    )
     bias = np.concatenate([np.asarray(layer["bias"]).reshape(-1) * s for layer, s in zip(layers, scales)])
     at = f"{name}/attention"
     normed = graph.norm(f"{name}/norm1", x, params["norm1"]["scale"], params["norm1"]["bias"], model.norm_eps)
-    parts = graph.split(f"{at}/split", graph.dense(f"{at}/qkv", normed, kernel, bias), [heads * dim for dim in dims])
+    parts = graph.split(
+        f"{at}/split", graph.dense(f"{at}/qkv", normed, kernel, bias), [heads * dim for dim in dims]
+    )
 
     def per_head(part: int, label: str, order: list[int]) -> str:
         shaped = graph.reshape(f"{at}/{label}/heads", parts[part], [0, model.num_tokens, heads, dims[part]])
         return graph.node("Transpose", f"{at}/{label}", shaped, perm=order)
 
-    query, key, value = per_head(0, "query", [0, 2, 1, 3]), per_head(1, "key", [0, 2, 3, 1]), per_head(2, "value", [0, 2, 1, 3])
-    weights = graph.node("Softmax", f"{at}/softmax", graph.node("MatMul", f"{at}/logits", query, key), axis=-1)
-    mixed = graph.node("Transpose", f"{at}/tokens", graph.node("MatMul", f"{at}/mix", weights, value), perm=[0, 2, 1, 3])
+    query, key, value = (
+        per_head(0, "query", [0, 2, 1, 3]),
+        per_head(1, "key", [0, 2, 3, 1]),
+        per_head(2, "value", [0, 2, 1, 3]),
+    )
+    weights = graph.node(
+        "Softmax", f"{at}/softmax", graph.node("MatMul", f"{at}/logits", query, key), axis=-1
+    )
+    mixed = graph.node(
+        "Transpose", f"{at}/tokens", graph.node("MatMul", f"{at}/mix", weights, value), perm=[0, 2, 1, 3]
+    )
     joined = graph.reshape(f"{at}/joined", mixed, [0, model.num_tokens, heads * block.v_dim])
     out = np.asarray(attention["out"]["kernel"]).reshape(heads * block.v_dim, model.width)
     return graph.dense(f"{at}/out", joined, out, attention["out"]["bias"])
@@ -91,7 +108,9 @@ def _head(graph: Graph, model: ViT, params: Params, x: str) -> None:
         x = graph.node("Gather", "head/token", x, graph.weight("head/token/index", np.array(0)), axis=1)
     x = graph.norm("norm", x, params["norm"]["scale"], params["norm"]["bias"], model.norm_eps)
     if model.pooling == "gap":
-        x = graph.node("ReduceMean", "head/mean", x, graph.weight("head/mean/axes", np.array([1])), keepdims=0)
+        x = graph.node(
+            "ReduceMean", "head/mean", x, graph.weight("head/mean/axes", np.array([1])), keepdims=0
+        )
     product = graph.node("MatMul", "head/matmul", x, graph.weight("head/kernel", params["head"]["kernel"]))
     graph.node("Add", OUTPUT, product, graph.weight("head/bias", params["head"]["bias"]))
 
@@ -99,5 +118,8 @@ def _head(graph: Graph, model: ViT, params: Params, x: str) -> None:
 def weight_products(model: onnx.ModelProto) -> list[str]:
     """The names of the MatMul nodes whose second input is a weight, the classifier's left out."""
     weights = {weight.name for weight in model.graph.initializer}
-    return [node.name for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in weights and node.name != "head/matmul"]
-
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type == "MatMul" and node.input[1] in weights and node.name != "head/matmul"
+    ]

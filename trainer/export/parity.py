@@ -35,7 +35,7 @@ class Parity:
 def compare(model: ViT, params: Params, runtime: Runtime, images: Array) -> Parity:
     """Live model against `runtime` on normalised images (N, H, W, C), at batch 1, 3, 8 and the rest by 8."""
     live = streams.logits(model, params, images, max(BATCHES))
-    exported = np.concatenate([runtime.run({INPUT: images[rows]})[OUTPUT] for rows in _slices(len(images))])
+    exported = np.concatenate([_answers(runtime, images[rows]) for rows in _slices(len(images))])
     return Parity(
         max_abs_difference=float(np.max(np.abs(live - exported))),
         top1_agreement=float(np.mean(live.argmax(axis=-1) == exported.argmax(axis=-1))),
@@ -44,12 +44,26 @@ def compare(model: ViT, params: Params, runtime: Runtime, images: Array) -> Pari
     )
 
 
+def _answers(runtime: Runtime, images: Array) -> Array:
+    try:
+        return runtime.run({INPUT: images})[OUTPUT]
+    except Exception as error:  # each runtime raises kinds of its own for a graph that cannot take this batch
+        raise UserError(
+            f"the exported model cannot take a batch of {len(images)}: {error}; nothing was written: "
+            "this is a defect of the exporter, please report it"
+        ) from error
+
+
 def _slices(count: int) -> list[slice]:
     sizes = [*BATCHES]
     while sum(sizes) < count:
         sizes.append(max(BATCHES))
     ends = np.cumsum(sizes)
-    return [slice(end - size, min(end, count)) for size, end in zip(sizes, ends, strict=True) if end - size < count]
+    return [
+        slice(end - size, min(end, count))
+        for size, end in zip(sizes, ends, strict=True)
+        if end - size < count
+    ]
 
 
 def require_equal(parity: Parity) -> None:
@@ -60,8 +74,9 @@ def require_equal(parity: Parity) -> None:
     """
     if not parity.max_abs_difference <= parity.tolerance:
         raise UserError(
-            f"the exported model differs from the live one by {parity.max_abs_difference:.3g} in its logits on {parity.images} images, "
-            f"allowed is {parity.tolerance:.3g}; nothing was written: this is a defect of the exporter, please report it"
+            f"the exported model differs from the live one by {parity.max_abs_difference:.3g} in its logits "
+            f"on {parity.images} images, allowed is {parity.tolerance:.3g}; "
+            "nothing was written: this is a defect of the exporter, please report it"
         )
 
 
@@ -73,6 +88,6 @@ def require_agreement(parity: Parity, least: float) -> None:
     """
     if parity.top1_agreement < least:
         raise UserError(
-            f"int8 gives the live model's first label on {parity.top1_agreement:.1%} of {parity.images} images, asked is {least:.1%}; "
-            "nothing was written: export fp32, calibrate with more images, or lower --min_agreement"
+            f"int8 gives the live model's first label on {parity.top1_agreement:.1%} of {parity.images} images, "
+            f"asked is {least:.1%}; nothing was written: export fp32, calibrate with more images, or lower --min_agreement"
         )

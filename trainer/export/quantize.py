@@ -8,6 +8,7 @@ import contextlib
 import io
 import logging
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -22,15 +23,36 @@ _BATCH = 32
 
 
 class _Images(quantization.CalibrationDataReader):
-    """Calibration images (N, H, W, C) in batches."""
+    """Calibration images (N, H, W, C) in batches, which the calibrator asks for in rounds; the names are the base class's."""
 
     def __init__(self, images: Array) -> None:
-        self._batches = iter([images[start : start + _BATCH] for start in range(0, len(images), _BATCH)])
+        self._batches = [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
+        self._round: Iterator[Array] = iter(())
 
-    def get_next(self) -> dict[str, Array] | None:  # the name is the base class's
-        """The next batch by input name, None after the last."""
-        batch = next(self._batches, None)
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        """Begins a round of the batches from `start_index` to before `end_index`."""
+        self._round = iter(self._batches[start_index:end_index])
+
+    def get_next(self) -> dict[str, Array] | None:
+        """The round's next batch by input name, None after its last."""
+        batch = next(self._round, None)
         return None if batch is None else {INPUT: batch}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps to itself what the quantizer prints, and its advice (on the root logger) to do a step that was done."""
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(max(before, logging.ERROR))
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        root.setLevel(before)
 
 
 def quantize_int8(model: onnx.ModelProto, images: Array) -> onnx.ModelProto:
@@ -39,8 +61,7 @@ def quantize_int8(model: onnx.ModelProto, images: Array) -> onnx.ModelProto:
     Ranges are the 99.99th percentiles of what was seen: one outlier does not cost everybody resolution.
     """
     products = weight_products(model)
-    logging.getLogger().setLevel(max(logging.getLogger().level, logging.ERROR))  # the quantizer advises a step we have done
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # it also prints
+    with tempfile.TemporaryDirectory() as folder, _quiet():
         source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         onnx.save(model, source)
         quantization.quantize_static(
@@ -54,6 +75,13 @@ def quantize_int8(model: onnx.ModelProto, images: Array) -> onnx.ModelProto:
             weight_type=quantization.QuantType.QInt8,
             activation_type=quantization.QuantType.QUInt8,
             calibrate_method=quantization.CalibrationMethod.Percentile,
-            extra_options={"CalibPercentile": 99.99, "OpTypesToExcludeOutputQuantization": ["MatMul"], "WeightSymmetric": True},
+            extra_options={
+                "CalibPercentile": 99.99,
+                # Despite its name for percentiles too: one batch a round, because a round holds all of its activations
+                # in memory at once and must have batches of one size.
+                "CalibStridedMinMax": 1,
+                "OpTypesToExcludeOutputQuantization": ["MatMul"],
+                "WeightSymmetric": True,
+            },
         )
         return onnx.load(target)

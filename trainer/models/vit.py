@@ -17,7 +17,9 @@ from flax import nnx
 
 from trainer.description import Block, ViT
 
-BlockGates = Mapping[str, jax.Array]  # heads (N,), query_key (N, K), value (N, V), mlp (F,), attention (), mlp_branch ()
+BlockGates = Mapping[
+    str, jax.Array
+]  # heads (N,), query_key (N, K), value (N, V), mlp (F,), attention (), mlp_branch ()
 Taps = dict[str, jax.Array]
 
 _xavier = nnx.initializers.xavier_uniform()
@@ -106,9 +108,13 @@ class VisionTransformer(nnx.Module):
             self.cls = nnx.Param(jnp.zeros((1, 1, model.width)))
         position = nnx.initializers.normal(0.02)(rngs.params(), (1, model.num_tokens, model.width))
         self.pos = nnx.Param(position)
-        self.blocks = nnx.Dict({str(i): EncoderBlock(model, block, rngs) for i, block in enumerate(model.blocks)})
+        self.blocks = nnx.Dict(
+            {str(i): EncoderBlock(model, block, rngs) for i, block in enumerate(model.blocks)}
+        )
         self.norm = nnx.LayerNorm(model.width, epsilon=model.norm_eps, rngs=rngs)
-        self.head = nnx.Linear(model.width, model.num_classes, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
+        self.head = nnx.Linear(
+            model.width, model.num_classes, kernel_init=nnx.initializers.zeros_init(), rngs=rngs
+        )
         self.pooling, self.depth = model.pooling, len(model.blocks)
 
     def embed(self, images: jax.Array) -> jax.Array:

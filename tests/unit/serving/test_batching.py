@@ -407,7 +407,9 @@ class RecordingExecutor(virtual_time.VirtualExecutor):
 def random_trace(rng: random.Random) -> Trace:
     size = rng.randint(1, 8)
     buckets = tuple(sorted(rng.sample(range(1, 12), rng.randint(0, 4))))
-    limits = BatchLimits(size, rng.choice([0.0, 0.02, 0.1]), rng.choice([10, 30, 1000]), buckets, rng.randint(1, 3))
+    limits = BatchLimits(
+        size, rng.choice([0.0, 0.02, 0.1]), rng.choice([10, 30, 1000]), buckets, rng.randint(1, 3)
+    )
     requests, next_id, at_s = [], 1, 1000.0
     for _ in range(rng.randint(5, 40)):
         at_s += rng.choice([0.0, 0.0, 0.001, 0.03, 0.3])
@@ -479,9 +481,13 @@ def check_batches(trace: Trace, model: Model) -> None:
         assert all(started_s < of_row[row].deadline_s for row in ids)
         waited_s = started_s - of_row[ids[0]].arrives_s
         freed_now = any(abs(started_s - end_s) <= SAME_MOMENT_S for end_s in trace.finished_s)
-        assert freed_now or waited_s <= limits.max_delay_s + SAME_MOMENT_S, "no executor idles beyond the delay"
+        assert freed_now or waited_s <= limits.max_delay_s + SAME_MOMENT_S, (
+            "no executor idles beyond the delay"
+        )
     assert trace.most_at_once <= limits.concurrency
-    allowed = {bucket for bucket in limits.buckets if bucket <= limits.max_batch_size} | {limits.max_batch_size}
+    allowed = {bucket for bucket in limits.buckets if bucket <= limits.max_batch_size} | {
+        limits.max_batch_size
+    }
     assert not limits.buckets or all(len(batch) in allowed for batch in model.batches)
 
 

@@ -1,5 +1,7 @@
 """The codec: what a request may say of its tensors, and that what is written is read back."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,9 @@ from serving import codec
 from serving.errors import InvalidInput
 
 SIGNATURE = [bundle_pb2.TensorSpec(name="images", datatype="FP32", shape=[-1, 2, 1])]
-OUTPUTS = [bundle_pb2.TensorSpec(name=name, datatype="FP32", shape=[-1, 3]) for name in ("logits", "features")]
+OUTPUTS = [
+    bundle_pb2.TensorSpec(name=name, datatype="FP32", shape=[-1, 3]) for name in ("logits", "features")
+]
 PIXELS = np.arange(6, dtype=np.float32).reshape(3, 2, 1)
 
 
@@ -18,9 +22,7 @@ def raw_request(array: np.ndarray = PIXELS, name: str = "images") -> inference_p
     )
 
 
-def typed_request(
-    datatype: str, shape: list[int], **contents: list[int] | list[float]
-) -> inference_pb2.ModelInferRequest:
+def typed_request(datatype: str, shape: list[int], **contents: Any) -> inference_pb2.ModelInferRequest:
     tensor = inference_pb2.ModelInferRequest.InferInputTensor(
         name="x", datatype=datatype, shape=shape, contents=inference_pb2.InferTensorContents(**contents)
     )
@@ -108,7 +110,9 @@ def test_bytes_that_do_not_match_the_shape_are_refused(size: int) -> None:
 
 def test_typed_values_that_do_not_match_the_shape_are_refused() -> None:
     request = inference_pb2.ModelInferRequest(inputs=[codec.encode_input("images", PIXELS)])
-    with pytest.raises(InvalidInput, match=r"0 values in contents.fp32_contents, but shape \[3,2,1\] takes 6"):
+    with pytest.raises(
+        InvalidInput, match=r"0 values in contents.fp32_contents, but shape \[3,2,1\] takes 6"
+    ):
         decode(request)
 
 
@@ -171,7 +175,7 @@ def test_forms_of_output_that_are_not_served_are_refused_rather_than_ignored(par
 
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.float16, np.float32, np.float64])
 def test_an_output_is_read_back_as_it_was_written(dtype: type) -> None:
-    array = np.arange(12).reshape(3, 4).astype(dtype)[:, ::2]
+    array: np.ndarray = np.arange(12).reshape(3, 4).astype(dtype)[:, ::2]
     response = inference_pb2.ModelInferResponse(
         outputs=[codec.encode_output("logits", array)], raw_output_contents=[codec.raw_bytes(array)]
     )

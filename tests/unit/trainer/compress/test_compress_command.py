@@ -1,0 +1,173 @@
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving import preprocess
+from serving.command import UserError
+from tests.support.small_models import DIGITS_SPEC, SMALL, logits, save_digits
+from trainer import checkpoint, description
+from trainer.compress import scores
+from trainer.compress.__main__ import main
+from trainer.data.source import open_dataset
+from trainer.models.build import flatten
+
+# Few images and few moves: the job is the same, and a test waits for it.
+QUICK = ("--config=configs/compress.py", "--config.calibration.examples=256", "--config.calibration.batch=64")
+ROUNDING = ("--config.round_mlp=16",)
+
+
+def _arguments(teacher: Path, workdir: Path, *more: str) -> list[str]:
+    return [f"--checkpoint={teacher}", f"--workdir={workdir}", *QUICK, *ROUNDING, *more]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("teacher")
+    save_digits(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def cut(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A workdir cut to 60 % of the parameters, and the command's result."""
+    workdir = tmp_path_factory.mktemp("pruned")
+    return workdir, main(_arguments(teacher, workdir, "--config.budget.params=0.6"))
+
+
+def test_the_result_says_what_was_asked_what_came_out_and_what_it_is_worth(cut: tuple[Path, dict[str, Any]]) -> None:
+    workdir, result = cut
+    assert json.loads(json.dumps(result)) == result  # the last line of stdout
+    assert result.keys() == {"stage", "params", "macs", "validation_top1", "remarks", "seconds", "workdir"}
+    assert result["stage"] == "pruned"
+    assert result["workdir"] == str(workdir)
+    model = checkpoint.load_card(workdir).description
+    assert result["params"] == {
+        "teacher": description.param_count(SMALL),
+        "asked": 0.6,
+        "actual": description.param_count(model),
+    }
+    assert result["macs"] == {"teacher": description.macs(SMALL), "asked": None, "actual": description.macs(model)}
+    assert result["params"]["actual"] <= 0.6 * result["params"]["teacher"]
+    assert result["validation_top1"].keys() == {"teacher", "cut without repair", "cut and repaired"}
+    assert all(0 <= value <= 1 for value in result["validation_top1"].values())
+
+
+def test_the_checkpoint_loads_from_its_description_alone_and_has_the_accuracy_that_was_reported(
+    cut: tuple[Path, dict[str, Any]],
+) -> None:
+    workdir, result = cut
+    loaded = checkpoint.load(workdir)  # refuses arrays of other shapes than the description's
+    arrays = flatten(loaded.params).values()
+    assert sum(array.size for array in arrays) == result["params"]["actual"]
+    data = open_dataset("digits").validation
+    found = logits(loaded.description, loaded.params, preprocess.normalise(data.images, DIGITS_SPEC))
+    assert np.mean(found.argmax(-1) == data.labels) == result["validation_top1"]["cut and repaired"]
+
+
+def test_the_model_that_is_loaded_says_what_the_cut_model_said(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[tuple[checkpoint.Card, Any]] = []
+    save = checkpoint.save_model
+
+    def watched(path: Path, card: checkpoint.Card, params: Any) -> None:
+        saved.append((card, params))
+        save(path, card, params)
+
+    monkeypatch.setattr(checkpoint, "save_model", watched)
+    main(_arguments(teacher, tmp_path, "--config.shape.num_layers=1", "--config.shape.num_heads=1", "--config.shape.mlp_dim=8"))
+    (card, params), loaded = saved[0], checkpoint.load(tmp_path)
+    assert loaded.description == card.description
+    assert loaded.description.blocks == (description.Block(1, 8, 8, 8),)
+    images = preprocess.normalise(open_dataset("digits").test.images[:32], DIGITS_SPEC)
+    wanted = logits(card.description, params, images)
+    np.testing.assert_array_equal(logits(loaded.description, loaded.params, images), wanted)
+
+
+def test_plan_scores_and_report_lie_beside_the_model(cut: tuple[Path, dict[str, Any]]) -> None:
+    workdir, result = cut
+    plan = json.loads((workdir / "plan.json").read_text())["layers"]
+    blocks = [
+        description.Block(len(layer["heads"]), layer["qk_dim"], layer["v_dim"], len(layer["neurons"])) for layer in plan
+    ]
+    assert tuple(blocks) == checkpoint.load_card(workdir).description.blocks
+    with np.load(workdir / "scores.npz") as file:
+        found = scores.from_arrays(dict(file))
+    assert found.keys() == {"0", "1"}
+    assert found["1"]["mlp"].shape == (32,)
+    report = (workdir / "report.md").read_text()
+    for shown in (f"{result['params']['actual']:,}", "cut and repaired", "greedy", "uniform", "KL to the teacher"):
+        assert shown in report
+
+
+def test_the_checkpoint_says_where_it_came_from(teacher: Path, cut: tuple[Path, dict[str, Any]]) -> None:
+    old, new = checkpoint.load(teacher), checkpoint.load_card(cut[0])
+    assert new.labels == old.labels
+    assert new.preprocess == old.preprocess
+    assert new.meta["stage"] == "pruned"
+    assert new.meta["teacher_hash"] == old.meta["weights_hash"]
+    assert len(new.meta["calibration_hash"]) == len(new.meta["config_hash"]) == 64
+    assert "budget.params = 0.6" in new.meta["config_text"]
+    assert new.meta["fingerprint"] == open_dataset("digits").fingerprint
+
+
+def test_the_same_cut_again_gives_the_same_weights(
+    teacher: Path, cut: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    main(_arguments(teacher, tmp_path, "--config.budget.params=0.6"))
+    assert checkpoint.load(tmp_path).meta["weights_hash"] == checkpoint.load(cut[0]).meta["weights_hash"]
+
+
+def test_a_workdir_that_holds_a_checkpoint_is_refused_and_kept(teacher: Path, cut: tuple[Path, dict[str, Any]]) -> None:
+    workdir, _ = cut
+    before = {file: file.stat().st_mtime_ns for file in workdir.rglob("*")}
+    with pytest.raises(UserError, match=f"{workdir} already holds a checkpoint"):
+        main(_arguments(teacher, workdir, "--config.budget.params=0.5"))
+    assert {file: file.stat().st_mtime_ns for file in workdir.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--config.budget.params=50"), r"budget 50 is below the [\d,]+ that one block needs"),
+        (("--config.budget.macs=99999999"), r"budget 99,999,999 is above the teacher's [\d,]+"),
+        (("--config.shape.num_layers=3"), r"shape.num_layers=3 is above the teacher's 2"),
+        (("--config.shape.num_heads=3"), r"shape.num_heads=3 is above the teacher's 2"),
+        (("--config.calibration.examples=5000"), r"calibration.examples=5000 is above the 1257"),
+        (("--config.calibration.examples=12"), r"48 samples; at least 64 are needed"),
+        (("--config.budgte.params=0.5"), r"unknown key 'budgte.params', nearest is 'budget.params'"),
+        (("--config.dataset=digit"), r"unknown data set 'digit'; nearest is 'digits'"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_with_its_numbers_and_nothing_is_written(
+    teacher: Path, tmp_path: Path, more: str, message: str
+) -> None:
+    workdir = tmp_path / "pruned"
+    with pytest.raises(UserError, match=message):
+        main(_arguments(teacher, workdir, more))
+    assert not workdir.exists()
+
+
+def test_a_data_set_of_other_classes_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    teacher, workdir = tmp_path / "teacher", tmp_path / "pruned"
+    save_digits(teacher, dataclasses.replace(SMALL, num_classes=3), labels=("cat", "dog", "cow"))
+    with pytest.raises(UserError, match="data set digits has the classes 0, 1, .* the model knows cat, dog, cow"):
+        main(_arguments(teacher, workdir))
+    assert not workdir.exists()
+
+
+def test_a_missing_checkpoint_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no checkpoint under"):
+        main(_arguments(tmp_path / "nowhere", tmp_path / "pruned"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_flags_that_are_missing_or_unknown_are_refused() -> None:
+    with pytest.raises(UserError, match="--checkpoint, --config and --workdir are needed"):
+        main(["--checkpoint=x"])
+    with pytest.raises(UserError, match="Unknown command line flag 'chekpoint'"):
+        main(["--chekpoint=x"])

@@ -1,0 +1,128 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.support.small_models import SMALL, UNEVEN, logits, random_params, smooth_images
+from trainer.compress import scores
+from trainer.compress.moments import Array
+from trainer.compress.scores import Scores
+from trainer.description import ViT
+from trainer.models.build import Params, bind, flatten
+
+IMAGES = 80  # four patches each: more than four rows for each of 16 channels
+
+
+@functools.cache
+def _setting(model: ViT = SMALL) -> tuple[Params, Array]:
+    return random_params(model), smooth_images(model, IMAGES)
+
+
+@functools.cache
+def _score(kind: str = "fisher", batch: int = 40, model: ViT = SMALL) -> Scores:
+    return scores.score(model, *_setting(model), kind, 0, batch)
+
+
+def _loss(params: Params, gates: Params | None, images: jax.Array, labels: jax.Array) -> jax.Array:
+    found = jax.nn.log_softmax(bind(SMALL, params)(images, gates=gates))
+    return -jnp.take_along_axis(found, labels[:, None], axis=1).mean()
+
+
+def _equal_to_rounding(found: Array, wanted: Array) -> None:
+    # Sums of some hundred float32 products of both signs; a wrong formula is off by as much as the score itself.
+    np.testing.assert_allclose(found, wanted, atol=5e-4 * float(np.abs(wanted).max()))
+
+
+def test_the_gradient_of_a_gate_is_the_sum_of_weight_times_gradient_over_its_units_weights() -> None:
+    params, images = _setting()
+    labels = jnp.arange(IMAGES) % 10
+    gates = {str(index): scores.ones(block) for index, block in enumerate(SMALL.blocks)}
+    gradient = jax.jit(jax.grad(_loss, argnums=(0, 1)))
+    of_weights, of_gates = gradient(params, gates, jnp.asarray(images), labels)
+    for index in "01":
+        products = jax.tree.map(lambda w, g: np.asarray(w * g), params["blocks"][index], of_weights["blocks"][index])
+        attention, mlp, found = products["attention"], products["mlp"], of_gates[index]
+        _equal_to_rounding(found["mlp"], mlp["fc2"]["kernel"].sum(1))
+        _equal_to_rounding(found["heads"], attention["out"]["kernel"].sum((1, 2)))
+        _equal_to_rounding(found["value"], attention["out"]["kernel"].sum(2))
+        query = attention["query"]["kernel"].sum(0) + attention["query"]["bias"]
+        _equal_to_rounding(found["query_key"], query)
+        _equal_to_rounding(found["attention"], attention["out"]["kernel"].sum() + attention["out"]["bias"].sum())
+        _equal_to_rounding(found["mlp_branch"], mlp["fc2"]["kernel"].sum() + mlp["fc2"]["bias"].sum())
+
+
+def _single_gradients() -> dict[str, Array]:
+    """The gates' gradients of every image alone, stacked, with labels drawn as `score` draws them."""
+    params, images = _setting()
+    ordered = scores.order_dims(SMALL, params, images, 32)
+    gates = {str(index): scores.ones(block) for index, block in enumerate(SMALL.blocks)}
+    keys, found = jax.random.split(jax.random.key(0), IMAGES), logits(SMALL, ordered, images)
+    gradient = jax.jit(jax.grad(_loss, argnums=1))
+    singles = []
+    for index in range(IMAGES):
+        label = jax.random.categorical(keys[index], jnp.asarray(found[index]))
+        singles.append(flatten(gradient(ordered, gates, jnp.asarray(images[index : index + 1]), label[None])))
+    return {name: np.stack([np.asarray(one[name]) for one in singles]) for name in singles[0]}
+
+
+def test_fisher_of_many_images_is_the_mean_of_half_the_square_over_single_images_and_taylor_that_of_the_mean() -> None:
+    singles = _single_gradients()
+    fisher, taylor = flatten(_score("fisher")), flatten(_score("taylor"))
+    assert singles.keys() == fisher.keys() == taylor.keys()
+    for name, gradients in singles.items():
+        _equal_to_rounding(fisher[name], (gradients**2).mean(0) / 2)
+        _equal_to_rounding(taylor[name], np.abs(gradients.mean(0)))
+
+
+def test_scores_do_not_depend_on_the_batch() -> None:
+    for name, value in flatten(_score(batch=IMAGES)).items():
+        _equal_to_rounding(value, flatten(_score())[name])
+
+
+@pytest.mark.parametrize("model", [SMALL, UNEVEN], ids=["even", "uneven"])
+def test_ordering_dims_does_not_change_what_the_model_says(model: ViT) -> None:
+    params, images = _setting(model)
+    ordered = scores.order_dims(model, params, images, 32)
+    assert any(not np.array_equal(a, b) for a, b in zip(flatten(ordered).values(), flatten(params).values()))
+    # Logits of about 10 after some blocks of float32.
+    np.testing.assert_allclose(logits(model, ordered, images), logits(model, params, images), atol=2e-4)
+
+
+def test_ordering_leaves_the_callers_parameters_alone() -> None:
+    params, images = _setting()
+    before = {name: np.array(value) for name, value in flatten(params).items()}
+    scores.order_dims(SMALL, params, images, 32)
+    for name, value in flatten(params).items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+def test_every_unit_has_a_score_and_missing_branches_have_none() -> None:
+    found = _score(model=UNEVEN)
+    shapes = {index: {name: np.shape(value) for name, value in own.items()} for index, own in found.items()}
+    attention = {"heads": (2,), "query_key": (2, 4), "value": (2, 8), "attention": ()}
+    assert shapes["0"] == {**attention, "mlp": (24,), "mlp_branch": ()}
+    assert shapes["1"] == {"heads": (1,), "query_key": (1, 8), "value": (1, 3), "attention": ()}
+    assert shapes["2"] == {"mlp": (40,), "mlp_branch": ()}
+    assert all((np.asarray(value) >= 0).all() and np.any(value) for value in flatten(found).values())
+
+
+def test_early_dims_matter_more_than_late_ones_and_null_dims_not_at_all() -> None:
+    params, images = random_params(SMALL), smooth_images(SMALL, IMAGES)
+    attention = params["blocks"]["0"]["attention"]
+    for name in ("query", "value"):  # five of eight dims of the first block do nothing
+        attention[name]["kernel"][..., 3:], attention[name]["bias"][..., 3:] = 0, 0
+    found = scores.score(SMALL, params, images, "fisher", 0, 40)
+    for name in ("query_key", "value"):
+        null, whole = found["0"][name], found["1"][name]
+        # Zero but for the square of float32 rounding, which the ordering leaves in the null directions.
+        assert (null[:, 3:] < 1e-8 * null.max()).all()
+        assert (null[:, :3] > 1e-4 * null.max()).all()
+        assert whole[:, :4].sum() > 2 * whole[:, 4:].sum()
+
+
+def test_scores_survive_being_written_as_arrays() -> None:
+    found, again = _score(), scores.from_arrays(scores.to_arrays(_score()))
+    assert flatten(found).keys() == flatten(again).keys()
+    assert again["0"]["mlp"] is found["0"]["mlp"]

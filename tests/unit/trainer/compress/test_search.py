@@ -1,0 +1,150 @@
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+import scipy.special
+
+from serving.command import UserError
+from tests.support.small_models import SMALL, UNEVEN, cut_evenly, logits, random_params, smooth_images
+from trainer.compress import scores, search
+from trainer.compress.allocate import Rounding
+from trainer.compress.moments import Array
+from trainer.compress.plan import identity
+from trainer.compress.repair import Repair, cut
+from trainer.compress.scores import Scores
+from trainer.compress.search import Candidate, Judge, Teacher
+from trainer.description import ViT, param_count, uniform
+from trainer.models.build import Params
+
+DEEP = dataclasses.replace(SMALL, blocks=uniform(3, 2, 8, 32))
+ROUNDING = Rounding(mlp=16, head_dim=4)
+
+
+def _teacher(model: ViT = DEEP, images: int = 256, batch: int = 32, params: Params | None = None) -> Teacher:
+    params = random_params(model) if params is None else params
+    return Teacher(model, params, smooth_images(model, images), Repair(1e-2, batch))
+
+
+@functools.cache
+def _scores(model: ViT = DEEP) -> Scores:
+    teacher = _teacher(model)
+    return scores.score(model, teacher.params, teacher.images, "fisher", 0, 64)
+
+
+@functools.cache
+def _found(fraction: float) -> tuple[list[Candidate], list[int]]:
+    teacher, budget = _teacher(), int(fraction * param_count(DEEP))
+    judge = Judge(teacher)
+    order = search.missed_least(teacher, judge)
+    return search.to_budget(teacher, _scores(), param_count, budget, ROUNDING, judge, order), order
+
+
+def test_the_divergence_is_the_mean_kl_from_teacher_to_student_in_nats() -> None:
+    rng = np.random.default_rng(0)
+    teacher, student = rng.normal(size=(2, 7, 5))
+    p, q = scipy.special.softmax(teacher, -1), scipy.special.softmax(student, -1)
+    wanted = np.mean([scipy.special.rel_entr(p[row], q[row]).sum() for row in range(7)])
+    assert search.divergence(teacher, student) == pytest.approx(wanted)
+    assert search.divergence(teacher, teacher + 3) == pytest.approx(0, abs=1e-12)  # a shift of all logits says nothing
+
+
+def test_the_first_candidate_has_the_least_divergence_and_all_are_within_the_budget() -> None:
+    candidates, _ = _found(0.6)
+    found = [one.divergence for one in candidates]
+    assert len(found) >= 4
+    assert found == sorted(found)
+    assert found[0] < found[-1]
+    for one in candidates:
+        assert one.cost == param_count(one.plan.shape_of(DEEP)) <= 0.6 * param_count(DEEP)
+
+
+def test_candidates_differ_and_come_from_both_ways_of_spending_and_several_depths() -> None:
+    candidates, order = _found(0.6)
+    assert len({one.plan for one in candidates}) == len(candidates)
+    assert {one.made_by.partition(",")[0] for one in candidates} == {"greedy", "uniform"}
+    depths = {len(one.plan.layers) for one in candidates}
+    assert {3, 2} <= depths
+    for one in candidates:  # those missed least went first
+        gone = set(range(3)) - {layer.source for layer in one.plan.layers}
+        assert gone == set(order[: len(gone)])
+
+
+def test_a_candidates_divergence_is_that_of_cutting_and_judging_on_separate_images() -> None:
+    teacher, best = _teacher(), _found(0.6)[0][0]
+    held_out = np.arange(256) // 32 % 4 == 0
+    params, _ = cut(DEEP, teacher.params, best.plan, teacher.images[~held_out], teacher.how)
+    shape, images = best.plan.shape_of(DEEP), teacher.images[held_out]
+    found = search.divergence(logits(DEEP, teacher.params, images), logits(shape, params, images))
+    assert best.divergence == pytest.approx(found, rel=1e-3)  # batches of another size: sums in another order
+
+
+def test_layers_that_do_nothing_are_missed_least() -> None:
+    params = random_params(DEEP)
+    block = params["blocks"]["1"]
+    for layer in (block["attention"]["out"], block["mlp"]["fc2"]):
+        layer["kernel"] *= 0
+        layer["bias"] *= 0
+    teacher = _teacher(params=params)
+    judge = Judge(teacher)
+    assert search.missed_least(teacher, judge)[0] == 1
+
+
+def test_the_plan_that_keeps_everything_diverges_by_nothing() -> None:
+    assert Judge(_teacher())(identity(DEEP)) == 0
+
+
+@pytest.mark.parametrize("images", [4, 30, 100])
+def test_fewer_images_than_a_batch_are_split_into_those_that_repair_and_those_that_judge(images: int) -> None:
+    judge = Judge(_teacher(images=images, batch=128))
+    fitted, held_out = judge._fitted, judge._held_out
+    assert len(fitted) + len(held_out) == images
+    assert len(fitted) >= 2 * len(held_out) > 0
+
+
+def test_fewer_images_than_can_be_split_are_refused() -> None:
+    with pytest.raises(UserError, match=r"3 calibration images.*at least 4.*calibration\.examples"):
+        Judge(_teacher(images=3))
+
+
+def test_a_budget_above_the_teacher_is_refused_with_both_numbers() -> None:
+    most = param_count(DEEP)
+    with pytest.raises(UserError, match=f"budget {most + 1:,} is above the teacher's {most:,}"):
+        search.check_budget(DEEP, _scores(), param_count, most + 1, ROUNDING)
+    search.check_budget(DEEP, _scores(), param_count, most, ROUNDING)
+
+
+def test_a_budget_below_one_block_is_refused_with_both_numbers_and_one_block_itself_is_met() -> None:
+    least = param_count(dataclasses.replace(DEEP, blocks=uniform(1, 1, 4, 16)))
+    with pytest.raises(UserError, match=f"budget {least - 1:,} is below the {least:,} that one block needs"):
+        search.check_budget(DEEP, _scores(), param_count, least - 1, ROUNDING)
+    teacher, judge = _teacher(), Judge(_teacher())
+    found = search.to_budget(teacher, _scores(), param_count, least, ROUNDING, judge, [2, 0, 1])
+    assert [one.cost for one in found] == [least]
+    assert found[0].plan.layers[0].source == 1
+
+
+def test_the_least_budget_of_an_uneven_teacher_is_that_of_its_smallest_block() -> None:
+    smallest = param_count(dataclasses.replace(UNEVEN, blocks=(dataclasses.replace(UNEVEN.blocks[2], mlp_dim=16),)))
+    found = {index: scores.ones(block) for index, block in enumerate(UNEVEN.blocks)}
+    own: Scores = {str(index): {name: np.asarray(value) for name, value in one.items()} for index, one in found.items()}
+    bare = param_count(dataclasses.replace(UNEVEN, blocks=()))
+    with pytest.raises(UserError, match=r"below the ([\d,]+) that") as refusal:
+        search.check_budget(UNEVEN, own, param_count, bare, ROUNDING)
+    named = int(str(refusal.value).split("below the ")[1].split()[0].replace(",", ""))
+    assert bare < named <= smallest
+
+
+def test_a_judge_gives_the_same_plan_the_same_divergence_again() -> None:
+    judge, plan = Judge(_teacher()), cut_evenly(DEEP, 1, 4, 16)
+    first: float = judge(plan)
+    assert judge(plan) == first > 0
+
+
+def test_images_of_the_judge_are_not_those_of_the_repair() -> None:
+    judge = Judge(_teacher())
+
+    def rows(images: Array) -> set[bytes]:
+        return {image.tobytes() for image in images}
+
+    assert not rows(judge._fitted) & rows(judge._held_out)

@@ -1,0 +1,154 @@
+"""The model description: names, sizes, what it costs, and its round trip through JSON."""
+
+import dataclasses
+import json
+
+import pytest
+
+from serving.command import UserError
+from trainer import description
+from trainer.description import Block, ViT
+
+# Parameters at 224 px with 1,000 classes, as the published code counts them.
+PUBLISHED_PARAMS = {
+    "ViT-Ti_16": 5_717_416,
+    "ViT-S_16": 22_050_664,
+    "ViT-S_32": 22_878_952,
+    "ViT-B_16": 86_567_656,
+    "ViT-B_32": 88_224_232,
+    "ViT-L_16": 304_326_632,
+    "ViT-L_32": 306_535_400,
+    "ViT-H_14": 632_045_800,
+}
+# GMACs at 224 and 384 px, rounded as the table that they come from.
+PUBLISHED_GMACS = {
+    "ViT-Ti_16": (1.25, 4.68),
+    "ViT-S_16": (4.60, 15.49),
+    "ViT-S_32": (1.14, 3.44),
+    "ViT-B_16": (17.56, 55.48),
+    "ViT-B_32": (4.41, 13.04),
+    "ViT-L_16": (61.55, 191.07),
+    "ViT-L_32": (15.38, 45.28),
+    "ViT-H_14": (167.3, 503.5),
+}
+OURS = {"ViT-digits", "ViT-fashion"}
+SMALL = ViT((8, 8), 1, 4, 16, (Block(2, 3, 5, 7), Block(0, 0, 0, 4), Block(1, 2, 2, 0)), 10)
+
+
+def at(name: str, pixels: int) -> ViT:
+    return description.named(name, (pixels, pixels), 3, 1000)
+
+
+def test_every_named_variant_is_either_ours_or_checked_against_the_published_counts() -> None:
+    assert set(description.variant_names()) == OURS | PUBLISHED_PARAMS.keys()
+    assert PUBLISHED_PARAMS.keys() == PUBLISHED_GMACS.keys()
+
+
+@pytest.mark.parametrize("name", PUBLISHED_PARAMS)
+def test_a_published_variant_has_the_published_number_of_parameters(name: str) -> None:
+    assert description.param_count(at(name, 224)) == PUBLISHED_PARAMS[name]
+
+
+@pytest.mark.parametrize("name", PUBLISHED_GMACS)
+@pytest.mark.parametrize(("column", "pixels"), [(0, 224), (1, 384)])
+def test_a_published_variant_needs_the_published_macs(name: str, column: int, pixels: int) -> None:
+    published = PUBLISHED_GMACS[name][column]
+    # The table is rounded: to hundredths of a GMAC, and to tenths for H.
+    rounding = 0.05 if name == "ViT-H_14" else 0.005
+    # 1e-9 above the half of the last digit, for the rounding of the subtraction itself.
+    assert abs(description.macs(at(name, pixels)) / 1e9 - published) <= rounding + 1e-9
+
+
+def test_pixels_that_fill_no_patch_are_not_seen() -> None:
+    model = at("ViT-H_14", 384)
+    assert (model.num_patches, model.num_tokens) == (27 * 27, 27 * 27 + 1)
+
+
+@pytest.mark.parametrize("spelling", ["ViT-Ti_16", "Ti_16", "Ti/16", "vit-ti/16", "ViT_Ti-16", "ti16"])
+def test_a_variant_is_known_by_every_usual_spelling(spelling: str) -> None:
+    assert at(spelling, 224) == at("ViT-Ti_16", 224)
+
+
+def test_no_two_variants_share_a_spelling() -> None:
+    models = [at(name, 224) for name in description.variant_names()]
+    assert len(set(models)) == len(models)
+
+
+def test_an_unknown_variant_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(UserError, match=r"unknown model 'ViT-Tj_16'; nearest is 'ViT-Ti_16'"):
+        at("ViT-Tj_16", 224)
+
+
+def test_images_channels_and_classes_come_from_the_data() -> None:
+    model = description.named("ViT-digits", (16, 16), 1, 10)
+    assert (model.image_size, model.channels, model.num_classes) == ((16, 16), 1, 10)
+
+
+def test_the_macs_of_a_small_model_are_those_counted_by_hand() -> None:
+    tokens, width = 5, 16
+    patches = 4 * (4 * 4 * 1) * width
+    first = tokens * width * (2 * 3 + 2 * 3 + 2 * 5 + 2 * 5) + tokens**2 * 2 * (3 + 5) + tokens * 2 * width * 7
+    second = tokens * 2 * width * 4
+    third = tokens * width * (2 + 2 + 2 + 2) + tokens**2 * (2 + 2)
+    assert description.macs(SMALL) == patches + first + second + third + width * 10
+
+
+@pytest.mark.parametrize(
+    "model",
+    [SMALL, at("Ti_16", 224), dataclasses.replace(SMALL, pooling="gap", gelu="erf", norm_eps=1e-5, blocks=())],
+)
+def test_a_description_comes_back_from_json_as_it_was(model: ViT) -> None:
+    assert description.from_json(json.loads(json.dumps(description.to_json(model)))) == model
+
+
+def test_a_description_that_comes_back_from_json_can_still_be_hashed() -> None:
+    assert hash(description.from_json(description.to_json(SMALL))) == hash(SMALL)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 2}, "schema version 2"),
+        ({"kind": "mixer"}, "kind 'mixer'"),
+        ({"width": None}, "damaged"),
+        ({"width": "wide"}, "damaged"),
+        ({"blocks": 3}, "damaged"),
+        ({"blocks": [{"num_heads": 1}]}, "damaged"),
+        ({"image_size": [8]}, "damaged"),
+        ({"depth": 3}, "damaged"),
+        ({"pooling": "map"}, "pooling 'map'"),
+    ],
+)
+def test_a_foreign_or_damaged_description_is_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        description.from_json({**description.to_json(SMALL), **change})
+
+
+@pytest.mark.parametrize("name", ["schema_version", "kind", "width", "blocks", "image_size"])
+def test_a_description_with_a_missing_field_is_refused(name: str) -> None:
+    value = description.to_json(SMALL)
+    del value[name]
+    with pytest.raises(UserError, match="cannot be read|damaged"):
+        description.from_json(value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": (3, 8)}, "smaller than one patch"),
+        ({"image_size": (8, 0)}, "smaller than one patch"),
+        ({"width": 0}, "width"),
+        ({"channels": 0}, "channels"),
+        ({"num_classes": -1}, "num_classes"),
+        ({"patch_size": 0}, "patch_size"),
+        ({"gelu": "relu"}, "gelu"),
+        ({"blocks": (Block(2, 4, 4, 8), Block(2, 4, 0, 8))}, "block 1 has impossible sizes"),
+        ({"blocks": (Block(2, 0, 4, 8),)}, "block 0 has impossible sizes"),
+        ({"blocks": (Block(0, 4, 4, 8),)}, "block 0 has impossible sizes"),
+        ({"blocks": (Block(0, 4, 0, 8),)}, "block 0 has impossible sizes"),
+        ({"blocks": (Block(2, 4, 4, -8),)}, "block 0 has impossible sizes"),
+    ],
+)
+def test_impossible_sizes_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(SMALL, **change)  # type: ignore[arg-type]
