@@ -2,6 +2,7 @@
 
 REPO/NAME/VERSION/manifest.json   proto3 JSON of protos/bundle.proto
                   model.onnx      (model.int8.onnx …), one file per precision that is served
+                  SHA256SUMS      of every file, the manifest too; `sha256sum -c` reads it
                   golden.npz      inputs/<tensor> and outputs/<tensor>: what the model must answer to real images
 """
 
@@ -25,7 +26,7 @@ from serving.command import UserError
 from serving.preprocess import PreprocessSpec
 
 FORMAT_VERSION = 1
-MANIFEST, GOLDEN = "manifest.json", "golden.npz"
+MANIFEST, GOLDEN, SUMS = "manifest.json", "golden.npz", "SHA256SUMS"
 _LARGEST_BUCKET = 4096  # a server runs each bucket once before it is ready
 Array = np.ndarray[Any, np.dtype[Any]]
 Arrays = dict[str, Array]
@@ -88,6 +89,7 @@ def write_bundle(
         sealed.digests[name] = _digest(content)
     _check(Bundle(target, sealed, golden_inputs, golden_outputs))
     contents[MANIFEST] = json_format.MessageToJson(sealed, preserving_proto_field_name=True).encode()
+    contents[SUMS] = _sums(contents).encode()
     _write_atomically(target, contents)
     return read_bundle(target)
 
@@ -166,12 +168,26 @@ def read_bundle(path: Path) -> Bundle:
     except OSError as error:
         raise BundleError(f"bundle {path} cannot be read ({error}); put its permissions right") from error
     _check(bundle)
+    _check_sums(path)
     return bundle
+
+
+def _sums(contents: Mapping[str, bytes]) -> str:
+    return "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items())
+
+
+def _check_sums(path: Path) -> None:
+    """The manifest holds the digests of all other files; its own stands in SHA256SUMS, which `sha256sum -c` reads too."""
+    expected = _sums({MANIFEST: (path / MANIFEST).read_bytes()})
+    if not (path / SUMS).is_file() or expected not in (path / SUMS).read_text(errors="replace"):
+        raise BundleError(
+            f"bundle {path}: {MANIFEST} is not what was written (its digest is not in {SUMS}); write the bundle again"
+        )
 
 
 def _read_verified(path: Path) -> Bundle:
     manifest = _read_manifest(path)
-    present = {file.name for file in path.iterdir()} - {MANIFEST}
+    present = {file.name for file in path.iterdir()} - {MANIFEST, SUMS}
     for name in sorted(present | set(manifest.digests)):
         if name not in present:
             raise BundleError(f"bundle {path}: {name} is missing; write the bundle again")

@@ -43,6 +43,10 @@ class ViT:
     kind: Literal["vit"] = "vit"
 
     def __post_init__(self) -> None:
+        sizes = {name: getattr(self, name) for name in ("channels", "patch_size", "width", "num_classes")}
+        if min(sizes.values()) < 1:
+            listed = ", ".join(f"{name}={size}" for name, size in sizes.items())
+            raise UserError(f"a model of {listed} is impossible; all of them are 1 or above")
         if any(side < self.patch_size for side in self.image_size):
             raise UserError(
                 f"image_size {self.image_size} is smaller than one patch of {self.patch_size} pixels; use larger images"
@@ -52,8 +56,8 @@ class ViT:
                 f"pooling {self.pooling!r} must be cls or gap, and gelu {self.gelu!r} tanh or erf"
             )
         for index, block in enumerate(self.blocks):
-            dims = (block.qk_dim, block.v_dim)
-            if min(dataclasses.astuple(block)) < 0 or (block.num_heads > 0) != (min(dims) > 0):
+            present = {block.num_heads > 0, block.qk_dim > 0, block.v_dim > 0}
+            if min(dataclasses.astuple(block)) < 0 or len(present) > 1:
                 raise UserError(
                     f"block {index} has impossible sizes {block}; heads and their dims are all positive or all zero"
                 )

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 
-import jax
 from jax.sharding import Mesh
 
 from serving.command import UserError
 from serving.preprocess import PreprocessSpec
 from trainer.checkpoint import Card
 from trainer.config import MeshShape
-from trainer.data.global_batch import to_global
+from trainer.data.global_batch import input_share, to_global
 from trainer.data.pipeline import eval_batches
 from trainer.data.source import Dataset, ImageSource
 from trainer.distributed.mesh import make_mesh
@@ -29,8 +28,8 @@ def evaluate(
 ) -> Score:
     """top1 (a fraction), loss (nats) and count over all of `source`, in padded batches whose padding is masked."""
     sums = {"loss": 0.0, "correct": 0.0, "count": 0.0}
-    here = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    for padded in eval_batches(source, spec, batch=batch, **here):
+    share, shares = input_share(mesh)
+    for padded in eval_batches(source, spec, batch=batch, process_index=share, process_count=shares):
         for name, value in eval_step(params, to_global(padded, mesh)).items():
             sums[name] += float(value)
     return {

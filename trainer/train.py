@@ -15,7 +15,7 @@ from serving.command import ExitCode, UserError, progress
 from trainer import description, optim, step
 from trainer.checkpoint import Card, TrainCheckpoints, load_card
 from trainer.config import Experiment, refuse_changes
-from trainer.data.global_batch import to_global
+from trainer.data.global_batch import input_share, to_global
 from trainer.data.pipeline import train_batches
 from trainer.distributed import rules
 from trainer.distributed.mesh import check_batch, make_mesh
@@ -135,6 +135,7 @@ class _Run:
 
     def _batches(self) -> Iterator[Batch]:
         experiment = self._experiment
+        share, shares = input_share(self._mesh)
         batches = train_batches(
             self._parts.dataset.train,
             self._parts.card.preprocess,
@@ -142,8 +143,8 @@ class _Run:
             aug=experiment.aug,
             batch=experiment.batch,
             start_step=self._start,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=share,
+            process_count=shares,
             workers=experiment.workers,
         )
         for _ in range(self._start, experiment.total_steps):

@@ -104,7 +104,11 @@ WITHOUT = {
         (*TRAINING, *SERVING, "numpy"),
         ["tools.launch", "tools.vitforge", *(name for name in MODULES if name.startswith("tools.launchers"))],
     ),
-    "trainer": (SERVING, [name for name in MODULES if name.split(".")[0] == "trainer"]),
+    # The exporter asks onnxruntime's own quantizer; sessions are opened by serving.runtime alone.
+    "trainer": (
+        ("grpc", "grpc_health", "openvino"),
+        [name for name in MODULES if name.split(".")[0] == "trainer"],
+    ),
     "protos": (
         (*TRAINING, "numpy", "onnxruntime"),
         [name for name in MODULES if name.split(".")[0] == "protos"],

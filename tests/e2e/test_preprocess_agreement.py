@@ -52,7 +52,8 @@ def digits() -> Dataset:
 def test_fifty_digits_are_the_same_bytes_in_evaluation_and_serving(digits: Dataset, image_size: int) -> None:
     source, spec = first(digits.test, 50), preprocessing(digits, image_size)
     tensors = served(source, spec)
-    assert (tensors.shape, tensors.dtype) == ((50, image_size, image_size, 1), np.float32)
+    assert tensors.shape == (50, image_size, image_size, 1)
+    assert tensors.dtype == np.float32
     assert_same_bytes(evaluated(source, spec), tensors)
 
 

@@ -5,7 +5,10 @@ slow, or make it fail on a chosen pixel.
 """
 
 import functools
+import hashlib
 import io
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from protos import bundle_pb2
-from serving.bundle import Bundle, spec_to_proto, write_bundle
+from serving.bundle import MANIFEST, SUMS, Bundle, spec_to_proto, write_bundle
 from serving.preprocess import PreprocessSpec
 
 SIZE, CLASSES = 8, 10
@@ -27,6 +30,15 @@ INT8_SHIFT = 0.25
 # A first pixel above this makes a fragile model fail; no image reaches it.
 FRAGILE_ABOVE = 100.0
 _SLOW_WIDTH = 1024
+
+
+def rewrite_manifest(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Changes the manifest of a bundle as its owner could: what SHA256SUMS says of it is brought up to date."""
+    values = json.loads((path / MANIFEST).read_text())
+    change(values)
+    (path / MANIFEST).write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
+    digest = hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
+    (path / SUMS).write_text(f"{digest}  {MANIFEST}\n")
 
 
 @functools.cache

@@ -53,14 +53,14 @@ class Ended:
         return json.loads(self.lines[-1])
 
 
-def run(module: str, *arguments: str, without: Sequence[str] = ()) -> Ended:
-    """Runs a command to its end."""
+def run(module: str, *arguments: str, without: Sequence[str] = (), patience_s: float = PATIENCE_S) -> Ended:
+    """Runs a command to its end, which must come within `patience_s`."""
     ended = subprocess.run(
         command_line(module, *arguments, without=without),
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=PATIENCE_S,
+        timeout=patience_s,
     )
     return Ended(ended.returncode, ended.stdout.splitlines(), ended.stderr)
 

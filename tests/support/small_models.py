@@ -23,7 +23,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 SMALL = ViT((8, 8), 1, 4, 16, uniform(2, 2, 8, 32), 10, "gap", "erf")
 # What pruning leaves: no two blocks alike, one without attention, one without an MLP.
 UNEVEN = dataclasses.replace(
-    SMALL, blocks=(Block(2, 4, 8, 24), Block(1, 8, 3, 0), Block(0, 0, 0, 40), Block(3, 2, 5, 7)), pooling="cls"
+    SMALL,
+    blocks=(Block(2, 4, 8, 24), Block(1, 8, 3, 0), Block(0, 0, 0, 40), Block(3, 2, 5, 7)),
+    pooling="cls",
 )
 DIGITS_SPEC = PreprocessSpec(color="L", height=8, width=8, mean=(127.5,), std=(127.5,), method="bilinear")
 DIGITS = tuple("0123456789")
@@ -68,7 +70,10 @@ def logits(model: ViT, params: Params, images: Array) -> Array:
 def cut_evenly(teacher: ViT, heads: int, dim: int, neurons: int) -> Plan:
     """The plan that keeps the first heads and neurons of every block, and `dim` dims of each head."""
     return Plan(
-        tuple(Layer(index, tuple(range(heads)), dim, dim, tuple(range(neurons))) for index in range(len(teacher.blocks)))
+        tuple(
+            Layer(index, tuple(range(heads)), dim, dim, tuple(range(neurons)))
+            for index in range(len(teacher.blocks))
+        )
     )
 
 

@@ -25,12 +25,10 @@ class Rounding:
     head_dim: int
 
 
-def least_layer(source: int, block: Block, scores: LayerScores, rounding: Rounding) -> Layer:
-    """The smallest layer that cutting may leave of a block."""
-    neurons = min(rounding.mlp, block.mlp_dim)
+def least_block(block: Block, rounding: Rounding) -> Block:
+    """The smallest that cutting may leave of a block."""
     dims = (min(rounding.head_dim, block.qk_dim), min(rounding.head_dim, block.v_dim))
-    heads = best(scores["heads"], 1) if block.num_heads else ()
-    return Layer(source, heads, *dims, best(scores["mlp"], neurons) if block.mlp_dim else ())
+    return Block(min(1, block.num_heads), *dims, min(rounding.mlp, block.mlp_dim))
 
 
 def best(scores: np.ndarray, count: int) -> tuple[int, ...]:
@@ -66,9 +64,9 @@ def _moves(
     layer: Layer, block: Block, scores: LayerScores, rounding: Rounding
 ) -> Iterator[tuple[Layer, float]]:
     """The layers one step smaller than `layer`, each with the score that the step gives up."""
-    least = least_layer(layer.source, block, scores, rounding)
-    if len(layer.neurons) > len(least.neurons):
-        kept = _down(len(layer.neurons), rounding.mlp, len(least.neurons))
+    least = least_block(block, rounding)
+    if len(layer.neurons) > least.mlp_dim:
+        kept = _down(len(layer.neurons), rounding.mlp, least.mlp_dim)
         chosen = _narrow(scores["mlp"], layer.neurons, kept)
         lost = sum(float(scores["mlp"][neuron]) for neuron in set(layer.neurons) - set(chosen))
         yield dataclasses.replace(layer, neurons=chosen), lost
@@ -77,7 +75,7 @@ def _moves(
 
 
 def _attention_moves(
-    layer: Layer, least: Layer, scores: LayerScores, rounding: Rounding
+    layer: Layer, least: Block, scores: LayerScores, rounding: Rounding
 ) -> Iterator[tuple[Layer, float]]:
     heads = np.asarray(layer.heads)
     if len(heads) > 1:
@@ -120,12 +118,12 @@ def uniform(
 
 def _shrunk(layer: Layer, teacher: ViT, scores: Scores, fraction: float, rounding: Rounding) -> Layer:
     block, own = teacher.blocks[layer.source], scores[str(layer.source)]
-    least = least_layer(layer.source, block, own, rounding)
+    least = least_block(block, rounding)
 
     def size(full: int, multiple: int, smallest: int) -> int:
         return full if fraction == 1 else max(int(full * fraction) // multiple * multiple, smallest)
 
-    neurons = size(block.mlp_dim, rounding.mlp, len(least.neurons))
+    neurons = size(block.mlp_dim, rounding.mlp, least.mlp_dim)
     return Layer(
         layer.source,
         layer.heads,
@@ -135,12 +133,9 @@ def _shrunk(layer: Layer, teacher: ViT, scores: Scores, fraction: float, roundin
     )
 
 
-def smallest(teacher: ViT, scores: Scores, rounding: Rounding) -> list[ViT]:
+def smallest(teacher: ViT, rounding: Rounding) -> list[ViT]:
     """The smallest models that cutting may leave: the least of each block, alone."""
-    least = (
-        least_layer(index, block, scores[str(index)], rounding) for index, block in enumerate(teacher.blocks)
-    )
-    return [Plan((layer,)).shape_of(teacher) for layer in least]
+    return [dataclasses.replace(teacher, blocks=(least_block(block, rounding),)) for block in teacher.blocks]
 
 
 def stated(teacher: ViT, scores: Scores, dropped: set[int], num_heads: int, mlp_dim: int) -> Plan:

@@ -45,7 +45,9 @@ def compress(config: Compression, teacher_path: Path, workdir: Path) -> dict[str
     images, calibration_hash = _calibration(config, loaded, data)
     how = Repair(config.ridge, config.calibration.batch)
     teacher = Teacher(loaded.description, loaded.params, images, how)
-    scores, rounding = _scores(config, teacher), Rounding(config.round_mlp, config.round_head_dim)
+    rounding = Rounding(config.round_mlp, config.round_head_dim)
+    _check_goal(config, teacher.model, rounding)  # before what takes long
+    scores = _scores(config, teacher)
     plan, candidates = _choose(config, teacher, scores, rounding)
     params, remarks = cut(teacher.model, teacher.params, plan, images, how)
     sliced, _ = cut(teacher.model, teacher.params, plan, images, dataclasses.replace(how, fit=False))
@@ -97,32 +99,40 @@ def _scores(config: Compression, teacher: Teacher) -> Scores:
     )
 
 
+def _check_goal(config: Compression, teacher: description.ViT, rounding: Rounding) -> None:
+    """Refuses a budget or a shape that no cut of the teacher has."""
+    cost, budget = _budget(config, teacher)
+    if budget:
+        search.check_budget(teacher, cost, budget, rounding)
+    heads, neurons = ([getattr(block, name) for block in teacher.blocks] for name in ("num_heads", "mlp_dim"))
+    most = {"num_layers": len(teacher.blocks), "num_heads": max(heads), "mlp_dim": max(neurons)}
+    for name, has in most.items():
+        asked = getattr(config.shape, name)
+        if asked > has:
+            raise UserError(f"shape.{name}={asked} is above the teacher's {has}; cutting only makes smaller")
+
+
 def _choose(
     config: Compression, teacher: Teacher, scores: Scores, rounding: Rounding
 ) -> tuple[Plan, list[Candidate]]:
     judge = Judge(teacher)
-    cost, budget = _budget(config, teacher)
+    cost, budget = _budget(config, teacher.model)
     if budget:
-        search.check_budget(teacher.model, scores, cost, budget, rounding)
         order = search.missed_least(teacher, judge)
         candidates = search.to_budget(teacher, scores, cost, budget, rounding, judge, order)
         return candidates[0].plan, candidates
     shape, has = config.shape, len(teacher.model.blocks)
-    if shape.num_layers > has:
-        raise UserError(
-            f"shape.num_layers={shape.num_layers} is above the teacher's {has}; cutting only makes smaller"
-        )
     removed = has - shape.num_layers if shape.num_layers else 0
     dropped = set(search.missed_least(teacher, judge)[:removed]) if removed else set()
     return allocate.stated(teacher.model, scores, dropped, shape.num_heads, shape.mlp_dim), []
 
 
-def _budget(config: Compression, teacher: Teacher) -> tuple[Cost, int]:
+def _budget(config: Compression, teacher: description.ViT) -> tuple[Cost, int]:
     """The cost that is limited and its limit; a value of at most 1 is a fraction of the teacher's cost."""
     for name, cost in _COSTS.items():
         value = getattr(config.budget, name)
         if value:
-            return cost, int(value * cost(teacher.model)) if value <= 1 else int(value)
+            return cost, int(value * cost(teacher)) if value <= 1 else int(value)
     return description.param_count, 0
 
 

@@ -99,7 +99,7 @@ def to_budget(
     Raises:
       UserError: when the budget is above the teacher's cost or below what one block needs.
     """
-    check_budget(teacher.model, scores, cost, budget, rounding)
+    check_budget(teacher.model, cost, budget, rounding)
     found: list[tuple[str, Plan]] = []
     depths: set[int] = set()
     for dropped in range(len(order)):
@@ -123,9 +123,9 @@ def to_budget(
     return sorted(candidates, key=lambda candidate: candidate.divergence)
 
 
-def check_budget(teacher: ViT, scores: Scores, cost: Cost, budget: int, rounding: Rounding) -> None:
+def check_budget(teacher: ViT, cost: Cost, budget: int, rounding: Rounding) -> None:
     """Refuses a budget that no cut can meet, or that needs no cut."""
-    least, most = min(map(cost, allocate.smallest(teacher, scores, rounding))), cost(teacher)
+    least, most = min(map(cost, allocate.smallest(teacher, rounding))), cost(teacher)
     if budget > most:
         raise UserError(f"budget {budget:,} is above the teacher's {most:,}; nothing would be cut: give less")
     if budget < least:

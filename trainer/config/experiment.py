@@ -87,7 +87,7 @@ class Experiment:
     def _check_parts(self, found: Problems) -> None:
         found.check(self.aug in AUGMENTATIONS, f"aug={self.aug!r} must be one of {', '.join(AUGMENTATIONS)}")
         warmup, total = self.warmup_steps, self.total_steps
-        found.check(warmup <= total, f"warmup_steps={warmup} is above total_steps={total}; lower it")
+        found.check(warmup < total, f"warmup_steps={warmup} is not below total_steps={total}; lower it")
         both, any_of = self.pretrained and self.shape_of, self.model or self.pretrained or self.shape_of
         found.check(not both, "pretrained and shape_of exclude each other; set one of them")
         found.check(bool(any_of), "model is empty; name one, or set pretrained or shape_of to a checkpoint")

@@ -68,6 +68,7 @@ def _load(kind: type[_Config], recipe: str, overrides: Overrides) -> _Config:
     _check_kind(kind, recipe, values)
     if kind is Compression:
         _replace_goal(values, overrides)
+    _widen(kind, values)
     problems = _apply(values, overrides)
     try:
         config = _build(kind, values.to_dict())
@@ -107,6 +108,17 @@ def _key_problems(kind: Any, values: Mapping[str, Any], prefix: str = "") -> lis
 def _unknown(key: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
     return f"unknown key {key!r}, nearest is {near[0]!r}"
+
+
+def _widen(kind: type, values: ml_collections.ConfigDict) -> None:
+    """Makes whole numbers floats where the field is one, so that an override may be a fraction and the text is one."""
+    hints = get_type_hints(kind)
+    with values.ignore_type():
+        for name, value in values.items():
+            if dataclasses.is_dataclass(hints[name]):
+                _widen(hints[name], value)
+            elif hints[name] is float:
+                values[name] = float(value)
 
 
 def _replace_goal(values: ml_collections.ConfigDict, overrides: Overrides) -> None:

@@ -86,9 +86,7 @@ def _normalised(source: ImageSource, count: int, loaded: Loaded) -> Array:
     return preprocess.normalise(fitted, loaded.preprocess)
 
 
-def _measure(
-    runtime: Runtime, threads: int, loaded: Loaded, data: Dataset
-) -> list[bundle_pb2.Measurement]:
+def _measure(runtime: Runtime, threads: int, loaded: Loaded, data: Dataset) -> list[bundle_pb2.Measurement]:
     """Accuracy on the validation images, and latency of one image, of the file that will be served."""
     images = _normalised(data.validation, len(data.validation), loaded)
     answers = np.concatenate(

@@ -48,8 +48,9 @@ def _answers(runtime: Runtime, images: Array) -> Array:
     try:
         return runtime.run({INPUT: images})[OUTPUT]
     except Exception as error:  # each runtime raises kinds of its own for a graph that cannot take this batch
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"the exported model cannot take a batch of {len(images)}: {error}; nothing was written: "
+            f"the exported model cannot take a batch of {len(images)}: {reason}; nothing was written: "
             "this is a defect of the exporter, please report it"
         ) from error
 

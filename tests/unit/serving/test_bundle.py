@@ -17,6 +17,7 @@ from serving import bundle as module
 from serving.bundle import (
     GOLDEN,
     MANIFEST,
+    SUMS,
     BundleError,
     check_target,
     read_bundle,
@@ -25,6 +26,7 @@ from serving.bundle import (
 )
 from serving.command import UserError
 from tests.support import bundles
+from tests.support.bundles import rewrite_manifest
 
 INPUTS = {"images": np.arange(2 * 64, dtype=np.float32).reshape(2, 8, 8, 1)}
 OUTPUTS = {"logits": np.array([range(10), range(10, 20)], np.float32)}
@@ -75,17 +77,10 @@ def refusal(path: Path) -> str:
     return message
 
 
-def rewrite(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Changes the manifest of a bundle as its owner could, digests and all."""
-    values = json.loads((path / MANIFEST).read_text())
-    change(values)
-    (path / MANIFEST).write_text(json.dumps(values))
-
-
 def reseal(path: Path, name: str, content: bytes) -> None:
     """Replaces a file and its digest, as a broken exporter would."""
     (path / name).write_bytes(content)
-    rewrite(path, lambda values: values["digests"].update({name: module._digest(content)}))
+    rewrite_manifest(path, lambda values: values["digests"].update({name: module._digest(content)}))
 
 
 def golden(**arrays: np.ndarray) -> bytes:
@@ -115,8 +110,7 @@ def test_writing_fills_in_digests_without_touching_the_manifest_it_was_given(tar
 
 
 def test_a_manifest_is_read_whatever_the_locale(written: Path) -> None:
-    values = json.loads((written / MANIFEST).read_text())
-    (written / MANIFEST).write_bytes(json.dumps(values, ensure_ascii=False).encode())
+    rewrite_manifest(written, lambda values: None)  # writes what is not ASCII as it is
     assert read_bundle(written).manifest.labels[9] == "neuf·九"
 
 
@@ -136,6 +130,21 @@ def test_one_altered_byte_of_any_file_is_noticed(written: Path, name: str, where
     content[where] ^= 1
     (written / name).write_bytes(content)
     assert f"{name} is not what was written" in refusal(written)
+
+
+def test_an_altered_label_in_the_manifest_is_noticed(written: Path) -> None:
+    text = (written / MANIFEST).read_text()
+    assert '"0"' in text or "zero" in text or "neuf" in text
+    (written / MANIFEST).write_text(text.replace("neuf", "huit"))
+    assert f"{MANIFEST} is not what was written" in refusal(written)
+
+
+@pytest.mark.parametrize("left", ["", None])
+def test_a_bundle_without_its_sums_is_refused(written: Path, left: str | None) -> None:
+    (written / SUMS).unlink()
+    if left is not None:
+        (written / SUMS).write_text(left)
+    assert f"its digest is not in {SUMS}" in refusal(written)
 
 
 def test_an_altered_digest_in_the_manifest_is_noticed(written: Path) -> None:
@@ -189,7 +198,7 @@ def test_a_manifest_cannot_point_outside_its_bundle(written: Path) -> None:
         values["digests"]["../secret"] = module._digest(b"x")
         values["models"][0]["file"] = "../secret"
 
-    rewrite(written, point)
+    rewrite_manifest(written, point)
     assert "../secret is missing" in refusal(written)
 
 
@@ -260,7 +269,7 @@ def test_a_manifest_that_is_no_text_is_refused(written: Path) -> None:
 def test_another_format_version_is_refused_before_anything_else_is_looked_at(
     written: Path, version: Any
 ) -> None:
-    rewrite(written, lambda values: values.update(format_version=version, a_field_of_tomorrow=1))
+    rewrite_manifest(written, lambda values: values.update(format_version=version, a_field_of_tomorrow=1))
     (written / "model.onnx").unlink()
     assert f"has format version {version}, this Vitforge reads 1" in refusal(written)
 
@@ -308,12 +317,12 @@ SENSELESS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 @pytest.mark.parametrize("case", SENSELESS)
 def test_a_manifest_that_nobody_could_serve_is_refused_by_name(written: Path, case: str) -> None:
     change, named = SENSELESS[case]
-    rewrite(written, change)
+    rewrite_manifest(written, change)
     assert named in refusal(written)
 
 
 def test_a_model_without_labels_is_no_error(written: Path) -> None:
-    rewrite(written, lambda values: values.pop("labels"))
+    rewrite_manifest(written, lambda values: values.pop("labels"))
     assert list(read_bundle(written).manifest.labels) == []
 
 
@@ -325,7 +334,7 @@ NOT_GOLDEN = {
     "other class count": (golden(inputs__images=images, outputs__logits=logits[:, :9]), "[2, 9]"),
     "other type": (golden(inputs__images=images.astype(np.float64), outputs__logits=logits), "float64"),
     "no image": (golden(inputs__images=images[:0], outputs__logits=logits[:0]), "[0, 8, 8, 1]"),
-    "a scalar": (golden(inputs__images=np.float32(1), outputs__logits=logits), "float32 []"),
+    "a scalar": (golden(inputs__images=np.array(1, np.float32), outputs__logits=logits), "float32 []"),
     "unequal numbers": (golden(inputs__images=images[:1], outputs__logits=logits), "unequal numbers"),
     "objects": (golden(inputs__images=np.array([{}], object), outputs__logits=logits), "cannot be read"),
     "no archive": (b"PK no archive", "cannot be read"),
@@ -444,7 +453,7 @@ def test_every_file_and_the_draft_are_on_disk_before_they_get_the_name(
         real(number)
 
     def rename(self: Path, other: Path) -> Path:
-        assert {*FILES, GOLDEN, MANIFEST, self.name} == set(synced)
+        assert {*FILES, GOLDEN, MANIFEST, SUMS, self.name} == set(synced)
         synced.append("renamed")
         return move(self, other)
 

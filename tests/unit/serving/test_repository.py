@@ -1,6 +1,5 @@
 """The repository: what it takes for a bundle, what it must have proven before it is ready, and how models are found."""
 
-import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -12,13 +11,14 @@ import pytest
 
 from serving import bundle as bundle_module
 from serving import repository as module
-from serving.bundle import GOLDEN, MANIFEST
+from serving.bundle import GOLDEN
 from serving.command import UserError
 from serving.errors import ModelNotFound
 from serving.repository import Entry, Repository
 from serving.runtime.base import Array, Runtime
 from serving.runtime.select import open_runtime
 from tests.support import bundles
+from tests.support.bundles import rewrite_manifest
 
 
 @pytest.fixture(autouse=True)
@@ -39,9 +39,7 @@ def add(tmp_path: Path, original: Path) -> Callable[..., Path]:
         path = tmp_path / place
         shutil.copytree(original, path)
         if change:
-            values = json.loads((path / MANIFEST).read_text())
-            change(values)
-            (path / MANIFEST).write_text(json.dumps(values))
+            rewrite_manifest(path, change)
         return path
 
     return adding
@@ -143,7 +141,7 @@ def test_a_bad_bundle_is_unavailable_with_its_reason_and_stops_no_other(
         assert text in entry.reason
         assert (entry.reason in caplog.text) or entry.state == "READY"
     assert repository.get("good").version == "1"
-    with pytest.raises(ModelNotFound, match="this server has good$"):
+    with pytest.raises(ModelNotFound, match=r"this server has good$"):
         repository.get("altered")
 
 
@@ -184,10 +182,9 @@ def regild(path: Path, change: Callable[[dict[str, Array]], Any]) -> None:
     with np.load(path / GOLDEN) as golden:
         arrays = dict(golden)
     change(arrays)
-    np.savez(path / GOLDEN, **arrays)  # type: ignore[arg-type]
-    values = json.loads((path / MANIFEST).read_text())
-    values["digests"][GOLDEN] = bundle_module._digest((path / GOLDEN).read_bytes())
-    (path / MANIFEST).write_text(json.dumps(values))
+    np.savez(path / GOLDEN, **arrays)
+    digest = bundle_module._digest((path / GOLDEN).read_bytes())
+    rewrite_manifest(path, lambda values: values["digests"].update({GOLDEN: digest}))
 
 
 GOLDEN_CHANGES: dict[str, tuple[Callable[[dict[str, Array]], Any], str]] = {
@@ -357,9 +354,8 @@ def test_a_model_file_that_no_engine_can_read_stops_no_other(tmp_path: Path, add
     add("good/1")
     path = add("bad/1")
     (path / "model.onnx").write_bytes(b"no model")
-    values = json.loads((path / MANIFEST).read_text())
-    values["digests"]["model.onnx"] = bundle_module._digest(b"no model")
-    (path / MANIFEST).write_text(json.dumps(values))
+    digest = bundle_module._digest(b"no model")
+    rewrite_manifest(path, lambda values: values["digests"].update({"model.onnx": digest}))
     assert "cannot be loaded by ONNX Runtime" in reason(tmp_path, "bad/1")
 
 

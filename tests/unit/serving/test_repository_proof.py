@@ -1,17 +1,15 @@
 """What else stands between a bundle and READY: its first labels on the golden images, and a CPU that says nothing of itself."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from serving import repository as module
-from serving.bundle import MANIFEST
 from serving.command import UserError
 from serving.repository import Repository
 from serving.runtime.base import Array
-from tests.support.bundles import logits, write_tiny
+from tests.support.bundles import logits, rewrite_manifest, write_tiny
 
 
 class SecondLabelFirst:
@@ -39,11 +37,8 @@ class Right:
 
 
 def _bundle(repository: Path, **first_model: Any) -> None:
-    """A tiny bundle whose first model file says more; the manifest itself has no digest."""
-    manifest = write_tiny(repository).path / MANIFEST
-    values = json.loads(manifest.read_text())
-    values["models"][0].update(first_model)
-    manifest.write_text(json.dumps(values))
+    """A tiny bundle whose first model file says more."""
+    rewrite_manifest(write_tiny(repository).path, lambda values: values["models"][0].update(first_model))
 
 
 def _load(repository: Path, engine: type[Right] | type[SecondLabelFirst]) -> None:

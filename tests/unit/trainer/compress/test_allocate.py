@@ -32,7 +32,9 @@ def _scores(model: ViT = TEACHER) -> Scores:
     return found
 
 
-def _spend(spender: Spender, budget: float, cost: Callable[[ViT], int] = param_count, model: ViT = TEACHER) -> Plan:
+def _spend(
+    spender: Spender, budget: float, cost: Callable[[ViT], int] = param_count, model: ViT = TEACHER
+) -> Plan:
     plan = spender(model, identity(model), _scores(model), cost, int(budget * cost(model)), ROUNDING)
     assert plan is not None
     return plan
@@ -55,9 +57,13 @@ def test_a_plan_costs_at_most_its_budget_and_size_never_grows_as_the_budget_fall
 
 
 def test_greedy_leaves_no_more_of_the_budget_unused_than_its_largest_step() -> None:
-    head = param_count(TEACHER) - param_count(dataclasses.replace(TEACHER, blocks=(Block(3, 10, 10, 40), *TEACHER.blocks[1:])))
+    head = param_count(TEACHER) - param_count(
+        dataclasses.replace(TEACHER, blocks=(Block(3, 10, 10, 40), *TEACHER.blocks[1:]))
+    )
     for budget in (0.8, 0.65, 0.5, 0.3):
-        unused = int(budget * param_count(TEACHER)) - param_count(_spend(allocate.greedy, budget).shape_of(TEACHER))
+        unused = int(budget * param_count(TEACHER)) - param_count(
+            _spend(allocate.greedy, budget).shape_of(TEACHER)
+        )
         assert 0 <= unused < head
 
 
@@ -66,10 +72,14 @@ def test_what_was_cut_is_a_multiple_of_the_rounding(spender: Spender) -> None:
     touched = set()
     for budget in (0.9, 0.6, 0.4):
         for layer in _spend(spender, budget).layers:
-            for size, full, multiple in ((layer.qk_dim, 10, 4), (layer.v_dim, 10, 4), (len(layer.neurons), 40, 8)):
+            for size, full, multiple in (
+                (layer.qk_dim, 10, 4),
+                (layer.v_dim, 10, 4),
+                (len(layer.neurons), 40, 8),
+            ):
                 assert size == full or size % multiple == 0
                 touched.add(size)
-    assert touched & {4, 8} and touched & {8, 16, 24, 32}  # something was cut
+    assert touched - {10, 40}  # something was cut
 
 
 def test_at_the_smallest_every_block_keeps_a_head_some_dims_and_some_neurons() -> None:
@@ -89,7 +99,9 @@ def test_a_budget_below_the_smallest_layers_gives_no_plan(spender: Spender) -> N
 
 
 def test_greedy_gives_up_what_scores_nothing_first() -> None:
-    scores = {index: {name: np.array(value) for name, value in own.items()} for index, own in _scores().items()}
+    scores = {
+        index: {name: np.array(value) for name, value in own.items()} for index, own in _scores().items()
+    }
     scores["1"]["mlp"][8:16] = 0
     one_step = param_count(TEACHER) - 1
     plan = allocate.greedy(TEACHER, identity(TEACHER), scores, param_count, one_step, ROUNDING)
@@ -128,13 +140,18 @@ def test_a_stated_shape_keeps_the_best_of_what_is_asked_and_all_of_the_rest() ->
 
 @pytest.mark.parametrize(
     ("asked", "message"),
-    [({"num_heads": 5, "mlp_dim": 0}, r"num_heads=5 is above the teacher's 4"), ({"num_heads": 0, "mlp_dim": 41}, r"mlp_dim=41 .* 40")],
+    [
+        ({"num_heads": 5, "mlp_dim": 0}, r"num_heads=5 is above the teacher's 4"),
+        ({"num_heads": 0, "mlp_dim": 41}, r"mlp_dim=41 .* 40"),
+    ],
 )
-def test_a_stated_shape_above_the_teacher_is_refused_with_both_numbers(asked: dict[str, int], message: str) -> None:
+def test_a_stated_shape_above_the_teacher_is_refused_with_both_numbers(
+    asked: dict[str, int], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         allocate.stated(TEACHER, _scores(), set(), **asked)
 
 
 def test_the_smallest_models_are_one_least_block_each_whatever_branches_it_has() -> None:
-    found = [shape.blocks for shape in allocate.smallest(UNEVEN, _scores(UNEVEN), ROUNDING)]
+    found = [shape.blocks for shape in allocate.smallest(UNEVEN, ROUNDING)]
     assert found == [(Block(1, 4, 4, 8),), (Block(1, 4, 3, 0),), (Block(0, 0, 0, 8),), (Block(1, 2, 4, 7),)]

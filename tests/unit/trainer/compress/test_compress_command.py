@@ -38,7 +38,9 @@ def cut(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     return workdir, main(_arguments(teacher, workdir, "--config.budget.params=0.6"))
 
 
-def test_the_result_says_what_was_asked_what_came_out_and_what_it_is_worth(cut: tuple[Path, dict[str, Any]]) -> None:
+def test_the_result_says_what_was_asked_what_came_out_and_what_it_is_worth(
+    cut: tuple[Path, dict[str, Any]],
+) -> None:
     workdir, result = cut
     assert json.loads(json.dumps(result)) == result  # the last line of stdout
     assert result.keys() == {"stage", "params", "macs", "validation_top1", "remarks", "seconds", "workdir"}
@@ -50,7 +52,11 @@ def test_the_result_says_what_was_asked_what_came_out_and_what_it_is_worth(cut: 
         "asked": 0.6,
         "actual": description.param_count(model),
     }
-    assert result["macs"] == {"teacher": description.macs(SMALL), "asked": None, "actual": description.macs(model)}
+    assert result["macs"] == {
+        "teacher": description.macs(SMALL),
+        "asked": None,
+        "actual": description.macs(model),
+    }
     assert result["params"]["actual"] <= 0.6 * result["params"]["teacher"]
     assert result["validation_top1"].keys() == {"teacher", "cut without repair", "cut and repaired"}
     assert all(0 <= value <= 1 for value in result["validation_top1"].values())
@@ -79,7 +85,15 @@ def test_the_model_that_is_loaded_says_what_the_cut_model_said(
         save(path, card, params)
 
     monkeypatch.setattr(checkpoint, "save_model", watched)
-    main(_arguments(teacher, tmp_path, "--config.shape.num_layers=1", "--config.shape.num_heads=1", "--config.shape.mlp_dim=8"))
+    main(
+        _arguments(
+            teacher,
+            tmp_path,
+            "--config.shape.num_layers=1",
+            "--config.shape.num_heads=1",
+            "--config.shape.mlp_dim=8",
+        )
+    )
     (card, params), loaded = saved[0], checkpoint.load(tmp_path)
     assert loaded.description == card.description
     assert loaded.description.blocks == (description.Block(1, 8, 8, 8),)
@@ -92,7 +106,8 @@ def test_plan_scores_and_report_lie_beside_the_model(cut: tuple[Path, dict[str, 
     workdir, result = cut
     plan = json.loads((workdir / "plan.json").read_text())["layers"]
     blocks = [
-        description.Block(len(layer["heads"]), layer["qk_dim"], layer["v_dim"], len(layer["neurons"])) for layer in plan
+        description.Block(len(layer["heads"]), layer["qk_dim"], layer["v_dim"], len(layer["neurons"]))
+        for layer in plan
     ]
     assert tuple(blocks) == checkpoint.load_card(workdir).description.blocks
     with np.load(workdir / "scores.npz") as file:
@@ -100,7 +115,7 @@ def test_plan_scores_and_report_lie_beside_the_model(cut: tuple[Path, dict[str, 
     assert found.keys() == {"0", "1"}
     assert found["1"]["mlp"].shape == (32,)
     report = (workdir / "report.md").read_text()
-    for shown in (f"{result['params']['actual']:,}", "cut and repaired", "greedy", "uniform", "KL to the teacher"):
+    for shown in (f"{result['params']['actual']:,}", "cut and repaired", "greedy", "KL to the teacher"):
         assert shown in report
 
 
@@ -122,7 +137,9 @@ def test_the_same_cut_again_gives_the_same_weights(
     assert checkpoint.load(tmp_path).meta["weights_hash"] == checkpoint.load(cut[0]).meta["weights_hash"]
 
 
-def test_a_workdir_that_holds_a_checkpoint_is_refused_and_kept(teacher: Path, cut: tuple[Path, dict[str, Any]]) -> None:
+def test_a_workdir_that_holds_a_checkpoint_is_refused_and_kept(
+    teacher: Path, cut: tuple[Path, dict[str, Any]]
+) -> None:
     workdir, _ = cut
     before = {file: file.stat().st_mtime_ns for file in workdir.rglob("*")}
     with pytest.raises(UserError, match=f"{workdir} already holds a checkpoint"):
@@ -133,29 +150,34 @@ def test_a_workdir_that_holds_a_checkpoint_is_refused_and_kept(teacher: Path, cu
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--config.budget.params=50"), r"budget 50 is below the [\d,]+ that one block needs"),
-        (("--config.budget.macs=99999999"), r"budget 99,999,999 is above the teacher's [\d,]+"),
-        (("--config.shape.num_layers=3"), r"shape.num_layers=3 is above the teacher's 2"),
-        (("--config.shape.num_heads=3"), r"shape.num_heads=3 is above the teacher's 2"),
-        (("--config.calibration.examples=5000"), r"calibration.examples=5000 is above the 1257"),
-        (("--config.calibration.examples=12"), r"48 samples; at least 64 are needed"),
-        (("--config.budgte.params=0.5"), r"unknown key 'budgte.params', nearest is 'budget.params'"),
-        (("--config.dataset=digit"), r"unknown data set 'digit'; nearest is 'digits'"),
+        (("--config.budget.params=50",), r"budget 50 is below the [\d,]+ that one block needs"),
+        (("--config.budget.macs=99999999",), r"budget 99,999,999 is above the teacher's [\d,]+"),
+        (("--config.shape.num_layers=3",), r"shape.num_layers=3 is above the teacher's 2"),
+        (("--config.shape.num_heads=3",), r"shape.num_heads=3 is above the teacher's 2"),
+        (("--config.calibration.examples=5000",), r"calibration.examples=5000 is above the 1257"),
+        (
+            ("--config.calibration.examples=12", "--config.budget.params=0.6"),
+            r"48 samples; at least 64 are needed",
+        ),
+        (("--config.budgte.params=0.5",), r"unknown key 'budgte.params', nearest is 'budget.params'"),
+        (("--config.dataset=digit",), r"unknown data set 'digit'; nearest is 'digits'"),
     ],
 )
 def test_what_cannot_be_done_is_refused_with_its_numbers_and_nothing_is_written(
-    teacher: Path, tmp_path: Path, more: str, message: str
+    teacher: Path, tmp_path: Path, more: tuple[str, ...], message: str
 ) -> None:
     workdir = tmp_path / "pruned"
     with pytest.raises(UserError, match=message):
-        main(_arguments(teacher, workdir, more))
+        main(_arguments(teacher, workdir, *more))
     assert not workdir.exists()
 
 
 def test_a_data_set_of_other_classes_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     teacher, workdir = tmp_path / "teacher", tmp_path / "pruned"
     save_digits(teacher, dataclasses.replace(SMALL, num_classes=3), labels=("cat", "dog", "cow"))
-    with pytest.raises(UserError, match="data set digits has the classes 0, 1, .* the model knows cat, dog, cow"):
+    with pytest.raises(
+        UserError, match=r"data set digits has the classes 0, 1, .* the model knows cat, dog, cow"
+    ):
         main(_arguments(teacher, workdir))
     assert not workdir.exists()
 

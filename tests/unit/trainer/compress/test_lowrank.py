@@ -50,7 +50,10 @@ def _first_dims(params: Params, names: tuple[str, ...], chosen: Array) -> Params
         if name == "out":
             attention[name] = {**layer, "kernel": layer["kernel"][heads, chosen]}
         else:
-            attention[name] = {"kernel": layer["kernel"][:, heads, chosen], "bias": layer["bias"][heads, chosen]}
+            attention[name] = {
+                "kernel": layer["kernel"][:, heads, chosen],
+                "bias": layer["bias"][heads, chosen],
+            }
     return {**params, "attention": attention}
 
 
@@ -71,7 +74,10 @@ def test_more_dims_than_the_stream_has_channels_are_filled_with_zeros_and_change
 def test_dropping_dims_that_do_nothing_is_exact_though_the_model_divides_by_another_root() -> None:
     params, stream = _setting()
     attention = {name: dict(layer) for name, layer in params["attention"].items()}
-    for name in ("query", "key"):  # five of eight dims are null; the logits are still divided by the root of eight
+    for name in (
+        "query",
+        "key",
+    ):  # five of eight dims are null; the logits are still divided by the root of eight
         attention[name] = {part: np.array(value) for part, value in attention[name].items()}
         attention[name]["kernel"][..., 3:], attention[name]["bias"][..., 3:] = 0, 0
     attention["out"] = {**attention["out"], "kernel": np.array(attention["out"]["kernel"])}
@@ -83,7 +89,9 @@ def test_dropping_dims_that_do_nothing_is_exact_though_the_model_divides_by_anot
     unscaled = {**cut["attention"]["query"]}
     unscaled = {part: value * np.float32(np.sqrt(8 / 3)) for part, value in unscaled.items()}
     wrong = {**cut, "attention": {**cut["attention"], "query": unscaled}}
-    assert np.abs(_run(block, wrong, stream) - _run(BLOCK, params, stream)).max() > 0.05  # the test can see the scale
+    assert (
+        np.abs(_run(block, wrong, stream) - _run(BLOCK, params, stream)).max() > 0.05
+    )  # the test can see the scale
 
 
 @pytest.mark.parametrize("dims", [2, 4, 6])
@@ -113,7 +121,9 @@ def test_the_mean_contribution_of_values_moves_into_the_output_bias() -> None:
     params, stream = _setting()
     block, cut = _cut(params, stream, BLOCK.qk_dim, 1)
     heads = np.asarray(streams.attention_branch(SMALL, block)(cut, stream)[1]["heads"])
-    np.testing.assert_allclose(heads.mean((0, 1)), 0, atol=1e-5)  # what is left is centred: a mean of 800 rounded rows
+    np.testing.assert_allclose(
+        heads.mean((0, 1)), 0, atol=1e-5
+    )  # what is left is centred: a mean of 800 rounded rows
     # So dims can be lost without moving the mean of what attention adds.
     wanted = _run(BLOCK, params, stream).mean((0, 1))
     np.testing.assert_allclose(_run(block, cut, stream).mean((0, 1)), wanted, atol=1e-5)

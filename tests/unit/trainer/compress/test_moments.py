@@ -72,7 +72,9 @@ def test_a_large_mean_does_not_drown_the_variance() -> None:
 
 def test_too_few_rows_are_refused_with_both_numbers() -> None:
     inputs, _ = _data(rows=23)
-    with pytest.raises(UserError, match=r"the MLP has 6 dimensions.*23 samples.*at least 24.*calibration\.examples"):
+    with pytest.raises(
+        UserError, match=r"the MLP has 6 dimensions.*23 samples.*at least 24.*calibration\.examples"
+    ):
         _moments(inputs).require_enough("the MLP")
     _moments(_data(rows=24)[0]).require_enough("the MLP")
 

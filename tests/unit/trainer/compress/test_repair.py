@@ -123,7 +123,8 @@ def test_a_repaired_model_is_nearer_to_the_teacher_on_images_that_repaired_nothi
     plan, (params, _, images) = plan_of(model), _setting(model)
     teacher = logits(model, params, images)
     repaired, sliced = (
-        divergence(teacher, logits(plan.shape_of(model), _cut(plan, how, model), images)) for how in (HOW, SLICED)
+        divergence(teacher, logits(plan.shape_of(model), _cut(plan, how, model), images))
+        for how in (HOW, SLICED)
     )
     # Measured on these plans: 0.01 to 0.7 of it. Random weights are harder to mend than trained ones.
     assert repaired < 0.8 * sliced
@@ -185,11 +186,19 @@ def test_neurons_that_say_the_same_as_others_can_go_without_a_trace() -> None:
     np.testing.assert_allclose(fitted, own[:16] + own[16:], atol=2e-2)
 
 
-@pytest.mark.parametrize(("examples", "message"), [(8, r"the MLP has 32 dimensions.*32 samples.*at least 128")])
+@pytest.mark.parametrize(
+    ("examples", "message"), [(8, r"the MLP has 32 dimensions.*32 samples.*at least 128")]
+)
 def test_too_few_calibration_images_are_refused_with_what_is_needed(examples: int, message: str) -> None:
     params, images, _ = _setting()
     with pytest.raises(UserError, match=message):
-        cut(SMALL, params, with_layer(SMALL, 0, neurons=tuple(range(31)) + (31,), heads=(0,)), images[:examples], HOW)
+        cut(
+            SMALL,
+            params,
+            with_layer(SMALL, 0, neurons=tuple(range(31)) + (31,), heads=(0,)),
+            images[:examples],
+            HOW,
+        )
 
 
 def test_a_head_with_too_few_images_stays_the_teachers_and_a_remark_says_so() -> None:

@@ -1,0 +1,140 @@
+import dataclasses
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from serving.command import UserError
+from serving.runtime.base import Runtime
+from serving.runtime.select import open_runtime
+from tests.support.small_models import SMALL, logits, random_params, smooth_images
+from trainer.export import parity
+from trainer.export.graph import Array
+from trainer.export.onnx_writer import INPUT, OUTPUT, write_onnx
+from trainer.export.parity import Parity
+
+PARAMS, IMAGES = random_params(SMALL), smooth_images(SMALL, 30)
+
+
+def _graph() -> onnx.ModelProto:
+    return write_onnx(SMALL, PARAMS)
+
+
+def _compare(graph: onnx.ModelProto) -> Parity:
+    return parity.compare(SMALL, PARAMS, _open(graph), IMAGES)
+
+
+def _open(graph: onnx.ModelProto) -> Runtime:
+    return open_runtime(graph.SerializeToString(), "onnxruntime", 1)
+
+
+def _change(graph: onnx.ModelProto, name: str, value: Array) -> None:
+    weight = next(weight for weight in graph.graph.initializer if weight.name == name)
+    weight.CopyFrom(numpy_helper.from_array(value, name))
+
+
+def _weight(graph: onnx.ModelProto, name: str) -> Array:
+    return np.array(
+        numpy_helper.to_array(next(weight for weight in graph.graph.initializer if weight.name == name))
+    )
+
+
+def test_a_faithful_graph_passes_with_room_to_spare() -> None:
+    found = _compare(_graph())
+    parity.require_equal(found)
+    assert found.images == 30
+    assert found.top1_agreement == 1
+    assert found.largest_logit == pytest.approx(np.abs(logits(SMALL, PARAMS, IMAGES)).max(), rel=1e-5)
+    assert found.max_abs_difference < found.tolerance / 5
+
+
+def test_one_changed_weight_is_refused_with_both_numbers() -> None:
+    graph = _graph()
+    kernel = _weight(graph, "blocks/1/mlp/fc1/kernel")
+    kernel[3, 5] += 0.1  # a tenth of what a kernel's column amounts to, in one of 512 weights
+    _change(graph, "blocks/1/mlp/fc1/kernel", kernel)
+    found = _compare(graph)
+    with pytest.raises(UserError) as refusal:
+        parity.require_equal(found)
+    for number in (found.max_abs_difference, found.tolerance):
+        assert f"{number:.3g}" in str(refusal.value)
+    assert "nothing was written" in str(refusal.value)
+
+
+def test_another_epsilon_or_gelu_is_noticed() -> None:
+    for change in ({"norm_eps": 1e-3}, {"gelu": "tanh"}):
+        graph = write_onnx(dataclasses.replace(SMALL, **change), PARAMS)
+        with pytest.raises(UserError, match="differs from the live one"):
+            parity.require_equal(_compare(graph))
+
+
+def test_answers_that_are_no_numbers_are_refused() -> None:
+    graph = _graph()
+    _change(graph, "head/bias", np.full(10, np.nan, np.float32))
+    with pytest.raises(UserError, match="differs from the live one by nan"):
+        parity.require_equal(_compare(graph))
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_a_graph_with_a_baked_in_batch_is_refused(batch: int) -> None:
+    graph = _graph()
+    grid = _weight(graph, "patch/grid/shape")
+    grid[0] = batch
+    _change(graph, "patch/grid/shape", grid)
+    del graph.graph.value_info[:]
+    with pytest.raises(
+        UserError, match=f"cannot take a batch of {3 if batch == 1 else 1}: .*nothing was written"
+    ):
+        _compare(graph)
+
+
+class _Spy:
+    """A runtime that notes the batches it is asked for."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime, self.batches = runtime, list[int]()
+
+    def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        self.batches.append(len(inputs[INPUT]))
+        return self._runtime.run(inputs)
+
+    def close(self) -> None:
+        self._runtime.close()
+
+
+@pytest.mark.parametrize(
+    ("images", "batches"),
+    [(30, [1, 3, 8, 8, 8, 2]), (12, [1, 3, 8]), (13, [1, 3, 8, 1]), (5, [1, 3, 1]), (1, [1])],
+)
+def test_every_image_is_asked_once_at_several_batches(images: int, batches: list[int]) -> None:
+    spy = _Spy(_open(_graph()))
+    found = parity.compare(SMALL, PARAMS, spy, IMAGES[:images])
+    assert spy.batches == batches
+    assert found.images == images
+
+
+class _Shuffling:
+    """A runtime that answers one image in ten with another label."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime, self._asked = runtime, 0
+
+    def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        answers = np.array(self._runtime.run(inputs)[OUTPUT])
+        for row in range(len(answers)):
+            self._asked += 1
+            if self._asked % 10 == 0:
+                answers[row] = np.roll(answers[row], 1)
+        return {OUTPUT: answers}
+
+    def close(self) -> None:
+        self._runtime.close()
+
+
+def test_too_few_equal_labels_are_refused_with_both_shares() -> None:
+    found = parity.compare(SMALL, PARAMS, _Shuffling(_open(_graph())), IMAGES)
+    assert found.top1_agreement == pytest.approx(0.9)
+    parity.require_agreement(found, 0.9)
+    with pytest.raises(UserError, match=r"90\.0% of 30 images, asked is 95\.0%; nothing was written"):
+        parity.require_agreement(found, 0.95)

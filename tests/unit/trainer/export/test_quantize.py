@@ -1,0 +1,155 @@
+import functools
+import logging
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from onnxruntime.quantization import calibrate
+
+from serving.runtime.select import open_runtime
+from tests.support.small_models import SMALL, UNEVEN, logits, random_params, smooth_images
+from trainer.description import ViT
+from trainer.export.graph import Array
+from trainer.export.onnx_writer import INPUT, OUTPUT, weight_products, write_onnx
+from trainer.export.quantize import quantize_int8
+
+
+@functools.cache
+def _pair(model: ViT = SMALL) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """The float graph and its int8 form."""
+    graph = write_onnx(model, random_params(model))
+    return graph, quantize_int8(graph, smooth_images(model, 96))
+
+
+def _run(graph: onnx.ModelProto, images: Array) -> Array:
+    return open_runtime(graph.SerializeToString(), "onnxruntime", 1).run({INPUT: images})[OUTPUT]
+
+
+def _producers(graph: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    return {output: node for node in graph.graph.node for output in node.output}
+
+
+@pytest.mark.parametrize("model", [SMALL, UNEVEN], ids=["even", "uneven"])
+def test_both_inputs_of_every_weight_product_are_quantized_and_of_nothing_else(model: ViT) -> None:
+    graph, quantized = _pair(model)
+    producers, products = _producers(quantized), set(weight_products(graph))
+    assert products
+    for node in quantized.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        sources = [producers[name].op_type if name in producers else "" for name in node.input]
+        if node.name in products:
+            assert sources == ["DequantizeLinear", "DequantizeLinear"], node.name
+        else:
+            assert "DequantizeLinear" not in sources, node.name
+
+
+def test_classifier_softmax_gelu_norms_and_the_products_of_attention_stay_float() -> None:
+    graph, quantized = _pair()
+    kept = {node.name: list(node.input) for node in quantized.graph.node}
+    for node in graph.graph.node:
+        delicate = node.op_type in ("Softmax", "Gelu", "LayerNormalization", "Add", "ReduceMean")
+        if delicate or node.name in ("head/matmul", "blocks/0/attention/logits", "blocks/1/attention/mix"):
+            assert kept[node.name] == list(node.input), node.name
+    assert "head/kernel" in {weight.name for weight in quantized.graph.initializer}
+
+
+def test_weights_are_signed_symmetric_with_a_scale_per_output_channel_and_activations_unsigned() -> None:
+    graph, quantized = _pair()
+    arrays = {w.name: numpy_helper.to_array(w) for w in quantized.graph.initializer}
+    floats = {w.name: numpy_helper.to_array(w) for w in graph.graph.initializer}
+    producers = _producers(quantized)
+    nodes = {node.name: node for node in quantized.graph.node}
+    for product in weight_products(graph):
+        activation, weight = (producers[name] for name in nodes[product].input)
+        codes, scales, zeros = (arrays[name] for name in weight.input)
+        kernel = floats[product.replace("matmul", "kernel")]
+        assert codes.dtype == np.int8
+        assert scales.shape == (kernel.shape[1],)
+        assert not zeros.any()
+        # Nearest code: half a step of the channel's own scale.
+        assert (np.abs(codes * scales - kernel) <= scales * 0.501).all()
+        scale, zero = (arrays[name] for name in activation.input[1:])
+        assert scale.shape == ()
+        assert zero.dtype == np.uint8
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8, 33])
+def test_the_batch_stays_free(batch: int) -> None:
+    quantized = _pair()[1]
+    images = smooth_images(SMALL, 40, seed=3)
+    found = _run(quantized, images[:batch])
+    # The same image gives the same answer in any company: its own codes do not depend on others'; float sums may differ.
+    np.testing.assert_allclose(found, _run(quantized, images)[:batch], atol=1e-3)
+
+
+def test_int8_agrees_with_float_on_images_like_those_that_calibrated() -> None:
+    images = smooth_images(SMALL, 256, seed=9)
+    wanted, found = logits(SMALL, random_params(SMALL), images), _run(_pair()[1], images)
+    # Eight bits leave an error of about 1 % of the range in each product; measured: 0.98 and 0.03.
+    assert np.mean(found.argmax(-1) == wanted.argmax(-1)) >= 0.95
+    assert np.sqrt(np.mean((found - wanted) ** 2)) < 0.06 * wanted.std()
+    assert np.abs(found - wanted).max() > 1e-4  # it is quantized
+
+
+def test_ranges_are_those_of_what_calibrates() -> None:
+    graph = write_onnx(SMALL, random_params(SMALL))
+    images = smooth_images(SMALL, 64)
+    widths = []
+    for stretch in (1, 4):
+        quantized = quantize_int8(graph, stretch * images)
+        arrays = {w.name: numpy_helper.to_array(w) for w in quantized.graph.initializer}
+        activation = _producers(quantized)[
+            next(n for n in quantized.graph.node if n.name == "patch/matmul").input[0]
+        ]
+        widths.append(255 * float(arrays[activation.input[1]]))
+    assert widths[0] == pytest.approx(np.ptp(images), rel=0.05)  # all but one in ten thousand values
+    assert widths[1] == pytest.approx(4 * widths[0], rel=0.05)
+
+
+@pytest.mark.parametrize("images", [1, 31, 45])
+def test_any_number_of_images_calibrates(images: int) -> None:
+    graph = _pair()[0]
+    assert np.isfinite(
+        _run(quantize_int8(graph, smooth_images(SMALL, images)), smooth_images(SMALL, 2))
+    ).all()
+
+
+def test_activations_of_one_batch_at_a_time_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+    collect = calibrate.HistogramCollector.collect
+
+    def watched(self: calibrate.HistogramCollector, arrays: dict[str, list[Array]]) -> None:
+        held.append(max(sum(len(array) for array in batches) for batches in arrays.values()))
+        collect(self, arrays)
+
+    monkeypatch.setattr(calibrate.HistogramCollector, "collect", watched)
+    quantize_int8(_pair()[0], smooth_images(SMALL, 128))
+    assert held == [32, 32, 32, 32]
+
+
+def test_nothing_is_printed_no_file_is_left_and_logging_is_as_before(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    graph = _pair()[0]
+    with caplog.at_level(logging.INFO):
+        capfd.readouterr()
+        quantize_int8(graph, smooth_images(SMALL, 32))
+        assert logging.getLogger().level == logging.INFO
+    assert capfd.readouterr().out == ""
+    assert caplog.records == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_float_graph_is_left_alone() -> None:
+    graph = write_onnx(SMALL, random_params(SMALL))
+    before = graph.SerializeToString()
+    quantize_int8(graph, smooth_images(SMALL, 32))
+    assert graph.SerializeToString() == before

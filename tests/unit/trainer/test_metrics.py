@@ -1,0 +1,75 @@
+"""The record of a run: what is written when, and what a restart keeps."""
+
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from trainer.metrics import MetricsWriter
+
+
+def record(workdir: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def steps(workdir: Path) -> list[float]:
+    return [line["step"] for line in record(workdir)]
+
+
+def test_an_entry_is_fetched_when_the_next_one_comes(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path, 0)
+    writer.queue(1, {"loss": jnp.float32(0.5)})
+    assert record(tmp_path) == []
+    assert writer.latest == {}
+    writer.queue(2, {"loss": jnp.float32(0.25)})
+    assert record(tmp_path) == [{"step": 1, "loss": 0.5}]
+    assert writer.latest == {"loss": 0.5}
+
+
+def test_flushing_writes_what_is_pending_once(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path, 0)
+    writer.queue(1, {"loss": jnp.float32(0.5)})
+    writer.flush()
+    writer.flush()
+    assert record(tmp_path) == [{"step": 1, "loss": 0.5}]
+
+
+def test_a_value_written_now_stands_behind_what_was_flushed_before(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path, 0)
+    writer.queue(3, {"loss": jnp.float32(0.5)})
+    writer.flush()
+    writer.write(3, {"validation_top1": 0.75})
+    assert record(tmp_path) == [{"step": 3, "loss": 0.5}, {"step": 3, "validation_top1": 0.75}]
+
+
+def _of_an_earlier_run(workdir: Path) -> None:
+    writer = MetricsWriter(workdir, 0)
+    for step in range(1, 6):
+        writer.write(step, {"loss": 1 / step})
+
+
+@pytest.mark.parametrize(("start", "kept"), [(0, []), (3, [1, 2, 3]), (5, [1, 2, 3, 4, 5])])
+def test_a_restart_drops_the_lines_after_the_step_it_goes_on_from(tmp_path: Path, start: int, kept: list[int]) -> None:
+    _of_an_earlier_run(tmp_path)
+    before = record(tmp_path)
+    MetricsWriter(tmp_path, start)
+    assert steps(tmp_path) == kept
+    assert record(tmp_path) == before[: len(kept)]
+
+
+def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path: Path) -> None:
+    _of_an_earlier_run(tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text()[:-4])
+    MetricsWriter(tmp_path, 5).write(5, {"loss": 0.5})
+    assert steps(tmp_path) == [1, 2, 3, 4, 5]
+
+
+def test_only_process_0_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jax.process_index", lambda: 1)
+    writer = MetricsWriter(tmp_path, 0)
+    writer.queue(1, {"loss": jnp.float32(0.5)})
+    writer.flush()
+    assert list(tmp_path.iterdir()) == []
+    assert writer.latest == {"loss": 0.5}

@@ -1,0 +1,72 @@
+"""The schedule at its corners, and what weight decay reaches."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests.support.small_models import UNEVEN
+from trainer import config, optim
+from trainer.config import Experiment
+from trainer.models.build import flatten, init_params
+from trainer.optim import _decayed
+
+
+def experiment(**changes: object) -> Experiment:
+    settings = {"base_lr": 0.5, "warmup_steps": 10, "total_steps": 110, "wd": 0.1, "grad_norm_clip": 1.0} | changes
+    teacher = config.experiment("configs/digits.py:teacher", [])
+    return dataclasses.replace(teacher, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("step", "rate"), [(0, 0.0), (5, 0.25), (10, 0.5), (60, 0.25), (110, 0.0), (500, 0.0)])
+def test_the_rate_rises_linearly_and_falls_as_a_cosine(step: int, rate: float) -> None:
+    # The cosine of pi/2 is 0 to 4e-8 in float32; the rate itself has 24 bits.
+    assert float(optim.schedule(experiment())(step)) == pytest.approx(rate, rel=1e-6, abs=1e-7)
+
+
+def test_without_warm_up_the_first_step_has_the_full_rate() -> None:
+    assert float(optim.schedule(experiment(warmup_steps=0))(0)) == 0.5
+
+
+def test_a_warm_up_of_all_steps_but_one_has_a_schedule() -> None:
+    assert float(optim.schedule(experiment(warmup_steps=109))(109)) == 0.5
+
+
+def test_decay_reaches_kernels_and_nothing_else() -> None:
+    params = init_params(UNEVEN, 0)
+    mask = flatten(_decayed(params))
+    assert {name.rpartition("/")[2] for name, decayed in mask.items() if decayed} == {"kernel"}
+    assert {name.rpartition("/")[2] for name, decayed in mask.items() if not decayed} == {"bias", "scale", "pos", "cls"}
+
+
+def _first_updates(settings: Experiment, gradients: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    params = {"kernel": jnp.full(3, 2.0), "bias": jnp.full(3, 2.0)}
+    tx = optim.optimiser(settings)
+    updates, _ = tx.update(gradients, tx.init(params), params)
+    return updates  # type: ignore[return-value]
+
+
+def test_without_gradients_a_step_takes_rate_times_decay_of_each_kernel() -> None:
+    updates = _first_updates(experiment(warmup_steps=0), {"kernel": jnp.zeros(3), "bias": jnp.zeros(3)})
+    np.testing.assert_allclose(updates["kernel"], -0.5 * 0.1 * 2.0, rtol=1e-6)  # two float32 products
+    assert np.array_equal(updates["bias"], np.zeros(3))
+
+
+def test_gradients_are_clipped_to_their_global_norm() -> None:
+    """Adam hides the scale of a first gradient, so what reaches it is compared: two steps, the second much larger."""
+    tx, params = optim.optimiser(experiment(warmup_steps=0, wd=0.0)), {"kernel": jnp.zeros(2)}
+    unclipped = optax.adamw(optim.schedule(experiment(warmup_steps=0)), weight_decay=0.0)
+    state, plain = tx.init(params), unclipped.init(params)
+    for gradient in ([0.3, 0.4], [300.0, 400.0]):
+        updates, state = tx.update({"kernel": jnp.array(gradient)}, state, params)
+        clipped = np.array(gradient) * min(1.0, 1.0 / np.linalg.norm(gradient))
+        expected, plain = unclipped.update({"kernel": jnp.asarray(clipped, jnp.float32)}, plain, params)
+        np.testing.assert_allclose(updates["kernel"], expected["kernel"], rtol=1e-5)  # float32 moments
+
+
+def test_the_first_update_follows_the_warm_up_from_0() -> None:
+    updates = _first_updates(experiment(), {"kernel": jnp.ones(3), "bias": jnp.ones(3)})
+    assert all(np.array_equal(update, np.zeros(3)) for update in updates.values())
