@@ -31,8 +31,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.distill_temperature = 2.0
     config.batch = 128
     config.batch_eval = 500
-    config.total_steps = 3000 if role == "teacher" else 1500
-    config.warmup_steps = 300 if role == "teacher" else 150
+    config.total_steps = 1200 if role == "teacher" else 600
+    config.warmup_steps = 120 if role == "teacher" else 60
     # The student starts from repaired weights, not from noise.
     config.base_lr = 5e-4 if role == "student" else 1e-3
     config.wd = 0.05
@@ -40,7 +40,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.sd = 0.0
     config.label_smoothing = 0.0
     config.grad_norm_clip = 1.0
-    config.eval_every = 500
+    config.eval_every = 300
     config.checkpoint_every = 250
     config.keep_last = 2
     config.log_every = 10

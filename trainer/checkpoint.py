@@ -101,13 +101,25 @@ class TrainCheckpoints:
         self._manager.save(int(card.meta["step"]), args=arguments)
 
     def restore(self, like: State) -> tuple[Params, Any]:
-        """The newest parameters and optimiser state, in the shapes, dtypes and shardings of `like`."""
+        """The newest parameters and optimiser state, in the shapes, dtypes and shardings of `like`.
+
+        Raises:
+          UserError: when they are damaged, or not of these shapes.
+        """
         params, opt = (jax.tree.map(_abstract, tree) for tree in (like.params, flatten(like.opt)))
         arguments = ocp.args.Composite(
             params=ocp.args.StandardRestore(params), opt=ocp.args.StandardRestore(opt)
         )
-        saved = self._manager.restore(self.latest_step(), args=arguments)
-        leaves = [saved["opt"][path] for path in opt]
+        latest = self.latest_step()
+        try:
+            saved = self._manager.restore(latest, args=arguments)
+            leaves = [saved["opt"][path] for path in opt]
+        except (ValueError, KeyError, OSError) as error:
+            reason = " ".join(str(error).split())[:300]  # Orbax explains at length
+            raise UserError(
+                f"checkpoint {self._manager.directory / str(latest)} cannot be restored: {reason}; "
+                "remove it to go on from the one before, or give another --workdir"
+            ) from error
         return saved["params"], jax.tree.unflatten(jax.tree.structure(like.opt), leaves)
 
     def close(self) -> None:
@@ -168,7 +180,7 @@ def load_card(path: str | Path) -> Card:
     folder = _step_folder(Path(path))
     try:
         return Card.from_json(ocp.JsonCheckpointHandler().restore((folder / "meta").absolute()))
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(
             f"checkpoint {folder} cannot be read: {error}; use another one or train again"
         ) from error
@@ -183,6 +195,11 @@ def load(path: str | Path, names: Sequence[str] | None = None) -> Loaded:
     card, folder = load_card(path), _step_folder(Path(path))
     shapes = flatten(param_shapes(card.description))
     chosen = list(shapes) if names is None else list(names)
+    for name in chosen:
+        if name not in shapes:
+            raise UserError(
+                f"checkpoint {folder}: array {name} is asked for, its description has no such array"
+            )
     pending = {name: _open(folder / "params", name) for name in chosen}
     arrays = {}
     for name, future in pending.items():

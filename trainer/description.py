@@ -137,8 +137,9 @@ def from_json(value: dict[str, Any]) -> ViT:
             Block(**{name: int(size) for name, size in block.items()}) for block in fields.pop("blocks")
         )
         height, width = (int(side) for side in fields.pop("image_size"))
-        whole = {name: int(fields.pop(name)) for name in ("channels", "patch_size", "width", "num_classes")}
-        return ViT(image_size=(height, width), blocks=blocks, **whole, **fields)
+        for name in ("channels", "patch_size", "width", "num_classes"):
+            fields[name] = int(fields[name])
+        return ViT(image_size=(height, width), blocks=blocks, **fields)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"model description is damaged: {error}; write the checkpoint again") from error
 

@@ -151,6 +151,7 @@ class _Run:
             yield to_global(next(batches), self._mesh)
 
     def _save(self, number: int) -> None:
+        self._metrics.flush()  # a run that goes on from here has the record up to here
         position = {"step": number, "next_example": number * self._experiment.batch}
         card = self._parts.card
         self._checkpoints.save(self._state, dataclasses.replace(card, meta={**card.meta, **position}))

@@ -1,6 +1,7 @@
 """One export: graph, precision, proof, measurement, bundle. Nothing is written unless the proof holds."""
 
 import dataclasses
+import hashlib
 import os
 import statistics
 import time
@@ -13,6 +14,7 @@ from google.protobuf import json_format, struct_pb2
 from protos import bundle_pb2
 from serving import preprocess
 from serving.bundle import check_target, spec_to_proto, write_bundle
+from serving.command import UserError
 from serving.runtime.base import Runtime
 from serving.runtime.select import open_runtime
 from trainer import __version__, checkpoint, description
@@ -58,9 +60,10 @@ def export(request: Request) -> dict[str, object]:
     data = open_dataset(loaded.meta["dataset"], request.data_dir or loaded.meta["data_dir"])
     check_classes(loaded, data)
     images = _normalised(data.validation, _CHECKED, loaded)
-    model = write_onnx(loaded.description, loaded.params)
+    model, calibration_hash = write_onnx(loaded.description, loaded.params), loaded.meta["calibration_hash"]
     if request.precision == "int8":
-        model = quantize_int8(model, _normalised(data.train, request.calibration_examples, loaded))
+        calibration, calibration_hash = _calibration(request, loaded, data)
+        model = quantize_int8(model, calibration, request.threads)
     content = model.SerializeToString()
     runtime = open_runtime(content, RUNTIME, request.threads)
     found = parity.compare(loaded.description, loaded.params, runtime, images)
@@ -70,6 +73,7 @@ def export(request: Request) -> dict[str, object]:
         parity.require_equal(found)
     golden = images[:_GOLDEN]
     manifest = _manifest(request, loaded, found, _measure(runtime, request.threads, loaded, data))
+    manifest.provenance.calibration_hash = calibration_hash
     file = PRECISIONS[request.precision]
     write_bundle(
         request.target,
@@ -84,6 +88,21 @@ def export(request: Request) -> dict[str, object]:
 def _normalised(source: ImageSource, count: int, loaded: Loaded) -> Array:
     fitted = np.stack([preprocess.fit(image, loaded.preprocess) for image in source.images[:count]])
     return preprocess.normalise(fitted, loaded.preprocess)
+
+
+def _calibration(request: Request, loaded: Loaded, data: Dataset) -> tuple[Array, str]:
+    """Normalised training images as evaluation prepares them, and the sha256 of their values.
+
+    Raises:
+      UserError: when fewer are there than asked for.
+    """
+    available, asked = len(data.train), request.calibration_examples
+    if asked > available:
+        raise UserError(
+            f"--calibration_examples={asked} is above the {available} training images of {data.name}; give fewer"
+        )
+    images = _normalised(data.train, asked, loaded)
+    return images, hashlib.sha256(images.tobytes()).hexdigest()
 
 
 def _measure(runtime: Runtime, threads: int, loaded: Loaded, data: Dataset) -> list[bundle_pb2.Measurement]:
@@ -157,7 +176,7 @@ def _manifest(
 
 
 def _hashes(loaded: Loaded) -> dict[str, str]:
-    names = ("config_text", "config_hash", "weights_hash", "teacher_hash", "calibration_hash")
+    names = ("config_text", "config_hash", "weights_hash", "teacher_hash")
     return {name: loaded.meta[name] for name in names}
 
 
@@ -167,6 +186,7 @@ def _result(
     return {
         "bundle": str(request.target),
         "precision": request.precision,
+        "file": PRECISIONS[request.precision],
         "stage": manifest.provenance.stage,
         "params": manifest.provenance.params,
         "macs": manifest.provenance.macs,

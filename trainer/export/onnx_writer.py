@@ -8,15 +8,26 @@ attention scale is folded into the query's weights.
 import numpy as np
 import onnx
 
-from trainer.description import Block, ViT
+from serving.command import UserError
+from trainer.description import Block, ViT, param_count
 from trainer.export.graph import Graph
 from trainer.models.build import Params
 
 INPUT, OUTPUT = "images", "logits"
+_MOST_BYTES = 2**31 - 2**20  # protobuf writes no more than 2 GiB; a MiB for names and nodes
 
 
 def write_onnx(model: ViT, params: Params) -> onnx.ModelProto:
-    """The checked ONNX model of `model` with `params`."""
+    """The checked ONNX model of `model` with `params`.
+
+    Raises:
+      UserError: for a model that is too large for one ONNX file.
+    """
+    if 4 * param_count(model) > _MOST_BYTES:
+        raise UserError(
+            f"the model has {param_count(model):,} parameters, one ONNX file holds at most {_MOST_BYTES // 4:,}; "
+            "cut it first with trainer.compress"
+        )
     graph = Graph()
     x = _tokens(graph, model, params)
     for index, block in enumerate(model.blocks):

@@ -2,86 +2,75 @@
 
 ONNX Runtime's own quantizer writes the QDQ pairs. Only products with a weight are quantized, and only their inputs: softmax,
 GELU, LayerNorm, the products of attention, residual sums and the classifier stay float, where a ViT loses most of its accuracy.
+Quantizing their outputs as well would round once more, and was 8 to 25 % slower on two cores with VNNI.
 """
 
-import contextlib
-import io
-import logging
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
-
+import numpy as np
 import onnx
+from onnx import TensorProto, helper
 from onnxruntime import quantization
 
+from serving.runtime.select import open_runtime
 from trainer.export.graph import Array
 from trainer.export.onnx_writer import INPUT, weight_products
 
 # Activations are unsigned, weights signed: the pairing that VNNI multiplies directly. On AVX2 without VNNI it may saturate.
 CPU_FEATURES = ("avx512_vnni", "avx_vnni", "asimddp")
-_BATCH = 32
+_BATCH = 16
+Ranges = dict[str, tuple[Array, Array]]  # least and greatest value, float32 (), by tensor
 
 
-class _Images(quantization.CalibrationDataReader):
-    """Calibration images (N, H, W, C) in batches, which the calibrator asks for in rounds; the names are the base class's."""
-
-    def __init__(self, images: Array) -> None:
-        self._batches = [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
-        self._round: Iterator[Array] = iter(())
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def set_range(self, start_index: int, end_index: int) -> None:
-        """Begins a round of the batches from `start_index` to before `end_index`."""
-        self._round = iter(self._batches[start_index:end_index])
-
-    def get_next(self) -> dict[str, Array] | None:
-        """The round's next batch by input name, None after its last."""
-        batch = next(self._round, None)
-        return None if batch is None else {INPUT: batch}
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps to itself what the quantizer prints, and its advice (on the root logger) to do a step that was done."""
-    root = logging.getLogger()
-    before = root.level
-    root.setLevel(max(before, logging.ERROR))
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        root.setLevel(before)
-
-
-def quantize_int8(model: onnx.ModelProto, images: Array) -> onnx.ModelProto:
+def quantize_int8(model: onnx.ModelProto, images: Array, threads: int = 1) -> onnx.ModelProto:
     """`model` with int8 products, its ranges from normalised `images` float32 (N, H, W, C); the batch stays dynamic.
 
-    Ranges are the 99.99th percentiles of what was seen: one outlier does not cost everybody resolution.
+    Ranges are the least and greatest values that were seen. Percentiles would clip outliers to gain resolution, but behind a
+    LayerNorm there are few: on five digits models int8 agrees with float32 on as many of 360 unseen images, within one, as with
+    the 99.99th percentiles; lower ones double the error of the logits by the 99.9th. And extremes need no histograms.
     """
     products = weight_products(model)
-    with tempfile.TemporaryDirectory() as folder, _quiet():
-        source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-        onnx.save(model, source)
-        quantization.quantize_static(
-            source,
-            target,
-            _Images(images),
-            quant_format=quantization.QuantFormat.QDQ,
-            op_types_to_quantize=["MatMul"],
-            nodes_to_quantize=products,
-            per_channel=True,
-            weight_type=quantization.QuantType.QInt8,
-            activation_type=quantization.QuantType.QUInt8,
-            calibrate_method=quantization.CalibrationMethod.Percentile,
-            extra_options={
-                "CalibPercentile": 99.99,
-                # Despite its name for percentiles too: one batch a round, because a round holds all of its activations
-                # in memory at once and must have batches of one size.
-                "CalibStridedMinMax": 1,
-                "OpTypesToExcludeOutputQuantization": ["MatMul"],
-                "WeightSymmetric": True,
-            },
+    quantizer = quantization.QDQQuantizer(
+        model,
+        per_channel=True,
+        reduce_range=False,
+        weight_qType=quantization.QuantType.QInt8,
+        activation_qType=quantization.QuantType.QUInt8,
+        tensors_range=quantization.TensorsData(
+            quantization.CalibrationMethod.MinMax, _ranges(model, products, images, threads)
+        ),
+        nodes_to_quantize=products,
+        nodes_to_exclude=[],
+        op_types_to_quantize=["MatMul"],
+        extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"], "WeightSymmetric": True},
+    )
+    quantizer.quantize_model()
+    quantizer.model.topological_sort()
+    quantized = quantizer.model.model
+    onnx.checker.check_model(quantized, full_check=True)
+    return quantized
+
+
+def _ranges(model: onnx.ModelProto, products: list[str], images: Array, threads: int) -> Ranges:
+    """What goes into `products`: its extremes over all images, by tensor.
+
+    The graph reduces them itself, so that a batch of activations never leaves the runtime.
+    """
+    tensors = sorted({node.input[0] for node in model.graph.node if node.name in products})
+    observed = onnx.ModelProto()
+    observed.CopyFrom(model)
+    for tensor in tensors:
+        for operator, label in (("ReduceMin", "least"), ("ReduceMax", "greatest")):
+            output = f"{tensor}/{label}"
+            observed.graph.node.append(
+                helper.make_node(operator, [tensor], [output], name=output, keepdims=0)
+            )
+            observed.graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, []))
+    runtime = open_runtime(observed.SerializeToString(), "onnxruntime", threads)
+    seen = [runtime.run({INPUT: images[start : start + _BATCH]}) for start in range(0, len(images), _BATCH)]
+    runtime.close()
+    return {
+        tensor: (
+            np.min([batch[f"{tensor}/least"] for batch in seen], axis=0),
+            np.max([batch[f"{tensor}/greatest"] for batch in seen], axis=0),
         )
-        return onnx.load(target)
+        for tensor in tensors
+    }

@@ -51,8 +51,9 @@ def test_the_described_count_is_the_number_of_elements_in_the_arrays(model: ViT)
     assert sum(array.size for array in arrays) == description.param_count(model)
 
 
-@pytest.mark.parametrize("name", [*description.variant_names()])
-def test_the_described_count_of_every_named_variant_is_that_of_its_shapes(name: str) -> None:
+# The other variants differ from these by numbers only, and test_description counts them.
+@pytest.mark.parametrize("name", ["ViT-digits", "ViT-Ti_16"])
+def test_the_described_count_of_a_named_variant_is_that_of_its_shapes(name: str) -> None:
     model = description.named(name, (224, 224), 3, 1000)
     shapes = jax.tree.leaves(param_shapes(model))
     assert sum(leaf.size for leaf in shapes) == description.param_count(model)

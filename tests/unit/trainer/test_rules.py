@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from tests.support.small_models import SMALL, UNEVEN
+from tests.support.small_models import SMALL, UNEVEN, random_params
 from trainer import config, description, optim
 from trainer.config import MeshShape
 from trainer.distributed import rules
 from trainer.distributed.mesh import make_mesh
-from trainer.models.build import flatten, init_params, param_shapes
+from trainer.models.build import flatten, param_shapes
 from trainer.step import TrainState
 
 
@@ -78,16 +78,15 @@ def test_a_name_that_only_ends_alike_is_not_matched() -> None:
 
 
 def test_a_whole_training_state_has_a_place_for_every_leaf() -> None:
-    params = init_params(UNEVEN, 0)
+    params = param_shapes(UNEVEN)
     tx = optim.optimiser(config.experiment("configs/digits.py:teacher", []))
-    state = TrainState(jax.numpy.zeros((), int), params, tx.init(params))
+    state = TrainState(jax.ShapeDtypeStruct((), int), params, jax.eval_shape(tx.init, params))
     placed, reports = rules.shardings(state, make_mesh(MeshShape(-1, 1, 1)))
     assert jax.tree.structure(placed) == jax.tree.structure(state)
     assert reports == []
 
 
 def test_host_arrays_arrive_as_they_are() -> None:
-    params = init_params(SMALL, 0)
-    host = jax.tree.map(np.asarray, params)
+    host = random_params(SMALL)
     there = rules.place(host, make_mesh(MeshShape(-1, 1, 1)))
     assert jax.tree.all(jax.tree.map(np.array_equal, there, host))

@@ -10,8 +10,10 @@ from serving import preprocess
 from serving.command import UserError
 from tests.support.small_models import DIGITS_SPEC, SMALL, logits, save_digits
 from trainer import checkpoint, description
-from trainer.compress import scores
+from trainer.compress import repair, scores
 from trainer.compress.__main__ import main
+from trainer.compress.plan import Layer, Plan
+from trainer.compress.search import divergence
 from trainer.data.source import open_dataset
 from trainer.models.build import flatten
 
@@ -72,6 +74,28 @@ def test_the_checkpoint_loads_from_its_description_alone_and_has_the_accuracy_th
     data = open_dataset("digits").validation
     found = logits(loaded.description, loaded.params, preprocess.normalise(data.images, DIGITS_SPEC))
     assert np.mean(found.argmax(-1) == data.labels) == result["validation_top1"]["cut and repaired"]
+
+
+def test_what_is_saved_is_the_repaired_model_nearer_to_the_teacher_than_the_cut_alone(
+    teacher: Path, cut: tuple[Path, dict[str, Any]]
+) -> None:
+    whole, student = checkpoint.load(teacher), checkpoint.load(cut[0])
+    layers = json.loads((cut[0] / "plan.json").read_text())["layers"]
+    indices = ("heads", "neurons")
+    plan = Plan(
+        tuple(Layer(**{**layer, **{name: tuple(layer[name]) for name in indices}}) for layer in layers)
+    )
+    data = open_dataset("digits")
+    images, held_out = (
+        preprocess.normalise(split.images, DIGITS_SPEC) for split in (data.train, data.validation)
+    )
+    sliced, _ = repair.cut(SMALL, whole.params, plan, images[:256], repair.Repair(1e-2, 64, fit=False))
+    wanted = logits(SMALL, whole.params, held_out)
+    repaired, alone = (
+        divergence(wanted, logits(student.description, params, held_out))
+        for params in (student.params, sliced)
+    )
+    assert repaired < 0.8 * alone
 
 
 def test_the_model_that_is_loaded_says_what_the_cut_model_said(

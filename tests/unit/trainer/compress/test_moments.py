@@ -39,9 +39,9 @@ def test_damping_adds_a_fraction_of_the_mean_variance_and_leaves_the_bias_free()
     damped = covariance + 0.3 * np.trace(covariance) / 6 * np.eye(6)
     expected = np.linalg.solve(damped, centred.T @ wanted / len(inputs))
     kernel, bias = _moments(inputs, targets).ridge(0.3)
-    np.testing.assert_allclose(kernel, expected, atol=2e-5)  # as above
+    np.testing.assert_allclose(kernel, expected, atol=1e-4)  # as above
     # The mean prediction is the mean target, however strong the damping.
-    np.testing.assert_allclose(inputs.mean(0) @ kernel + bias, targets.mean(0), atol=2e-5)
+    np.testing.assert_allclose(inputs.mean(0) @ kernel + bias, targets.mean(0), atol=1e-4)
 
 
 def test_covariance_and_mean_are_those_of_all_rows_whatever_the_batches() -> None:
@@ -58,7 +58,7 @@ def test_all_leading_axes_are_rows() -> None:
     moments.add(jnp.asarray(inputs.reshape(20, 20, 6)), jnp.asarray(targets.reshape(20, 20, 3)))
     assert moments.rows == 400
     for found, wanted in zip(moments.ridge(0.01), _moments(inputs, targets).ridge(0.01), strict=True):
-        np.testing.assert_allclose(found, wanted, atol=1e-5)  # the same sums in another order
+        np.testing.assert_allclose(found, wanted, atol=1e-4)  # as above: the same sums in another order
 
 
 def test_a_large_mean_does_not_drown_the_variance() -> None:

@@ -78,7 +78,7 @@ def _close(name: str, kept: tuple[int, ...]) -> Gates:
 
 
 def _close_branch(name: str) -> Gates:
-    return lambda gates: gates.update({name: np.float32(0)})
+    return lambda gates: gates.update({name: np.zeros((), np.float32)})
 
 
 @pytest.mark.parametrize(

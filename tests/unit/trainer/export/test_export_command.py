@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def test_every_file_is_verified_and_there_are_no_others(exported: Each) -> None:
     precision, target, _ = exported
     assert {file.name for file in target.iterdir()} == {
         "manifest.json",
-    "SHA256SUMS",
+        "SHA256SUMS",
         "golden.npz",
         job.PRECISIONS[precision],
     }
@@ -175,6 +176,15 @@ def test_a_cut_models_hashes_are_carried_along(tmp_path: Path) -> None:
     )
 
 
+def test_an_int8_bundle_names_the_images_that_gave_its_ranges(int8: Exported) -> None:
+    images = open_dataset("digits").train.images[:100]
+    prepared = preprocess.normalise(
+        np.stack([preprocess.fit(image, DIGITS_SPEC) for image in images]), DIGITS_SPEC
+    )
+    wanted = hashlib.sha256(prepared.tobytes()).hexdigest()
+    assert read_bundle(int8[0]).manifest.provenance.calibration_hash == wanted
+
+
 def _files(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -187,6 +197,7 @@ def _files(folder: Path) -> dict[Path, bytes]:
         ("small/2", ("--precision=int4",), "precision"),
         ("small/2", ("--min_agreement=1.01",), "min_agreement"),
         ("small/2", ("--threads=0",), "threads"),
+        ("small/2", ("--precision=int8", "--calibration_examples=1258"), "above the 1257 training images"),
         ("small/2", ("--data_dir=/nowhere",), "the digits come with the installation"),
         ("small/2", ("--shape=8",), "shape"),
         ("small/2", ("stray",), "unexpected argument 'stray'"),

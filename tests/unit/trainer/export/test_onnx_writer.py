@@ -7,9 +7,10 @@ import onnx
 import pytest
 from onnx import numpy_helper, shape_inference
 
+from serving.command import UserError
 from serving.runtime.select import open_runtime
 from tests.support.small_models import SMALL, UNEVEN, logits, random_params, smooth_images
-from trainer.description import Block, ViT, macs, param_count
+from trainer.description import Block, ViT, macs, named, param_count
 from trainer.export.graph import Array
 from trainer.export.onnx_writer import INPUT, OUTPUT, weight_products, write_onnx
 
@@ -161,3 +162,8 @@ def test_a_larger_head_than_the_stream_is_written_as_well() -> None:
         {INPUT: images}
     )[OUTPUT]
     np.testing.assert_allclose(found, logits(model, params, images), atol=5e-5)  # as above
+
+
+def test_a_model_beyond_two_gib_is_refused_before_any_work() -> None:
+    with pytest.raises(UserError, match=r"632,045,800 parameters, one ONNX file holds at most"):
+        write_onnx(named("H_14", (224, 224), 3, 1000), {})

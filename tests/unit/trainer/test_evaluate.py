@@ -1,0 +1,85 @@
+"""The evaluation command: what it counts, and what it refuses."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serving import preprocess
+from serving.command import UserError
+from tests.support.small_models import DIGITS_SPEC, SMALL, logits, random_params, save_digits
+from trainer import checkpoint, evaluate
+from trainer.data.source import open_dataset
+from trainer.interval import wilson
+from trainer.models.build import Params
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("evaluate") / "model"
+    save_digits(path, params=random_params(SMALL))
+    return path
+
+
+def _by_hand(params: Params, split: str) -> tuple[float, float]:
+    """Accuracy and loss without batches, masks or mesh."""
+    source = getattr(open_dataset("digits"), split)
+    said = logits(SMALL, params, preprocess.normalise(source.images, DIGITS_SPEC)).astype(np.float64)
+    losses = np.log(np.exp(said).sum(axis=-1)) - said[np.arange(len(said)), source.labels]
+    return float((said.argmax(axis=-1) == source.labels).mean()), float(losses.mean())
+
+
+@pytest.mark.parametrize(("split", "examples"), [("test", 360), ("validation", 180)])
+@pytest.mark.parametrize("batch", [7, 512])
+def test_every_example_of_a_split_counts_once_whatever_the_batch(
+    workdir: Path, split: str, examples: int, batch: int
+) -> None:
+    result = evaluate.main([f"--checkpoint={workdir}", f"--split={split}", f"--batch={batch}"])
+    top1, loss = _by_hand(random_params(SMALL), split)
+    assert result["examples"] == examples
+    assert result["top1"] == pytest.approx(top1, abs=1e-12)  # whole numbers over a whole number
+    assert result["loss"] == pytest.approx(loss, rel=1e-5)  # float32 logits and sums of at most 360 of them
+
+
+def test_the_result_names_its_model_its_data_and_its_interval(workdir: Path) -> None:
+    result = evaluate.main([f"--checkpoint={workdir}"])
+    assert {name: result[name] for name in ("checkpoint", "stage", "dataset", "split")} == {
+        "checkpoint": str(workdir),
+        "stage": "trained",
+        "dataset": "digits",
+        "split": "test",
+    }
+    assert (result["top1_low"], result["top1_high"]) == wilson(result["top1"], 360)  # type: ignore[arg-type]
+
+
+def test_a_model_of_other_classes_is_refused(tmp_path: Path) -> None:
+    save_digits(tmp_path / "letters", labels=tuple("abcdefghij"))
+    with pytest.raises(UserError, match="the model knows a, b, c"):
+        evaluate.main([f"--checkpoint={tmp_path / 'letters'}"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--checkpoint is needed"),
+        (["--checkpoint=nowhere"], "no checkpoint under nowhere"),
+        (["--checkpoint=WORKDIR", "--split=exam"], "split"),
+        (["--checkpoint=WORKDIR", "--batch=0"], "batch"),
+        (["--checkpoint=WORKDIR", "--dataset=digit"], "unknown data set 'digit'; nearest is 'digits'"),
+        (["--checkpoint=WORKDIR", "--dataset=fashion_mnist", "--data_dir=nowhere"], "neither nowhere/train-images"),
+        (["--checkpoint=WORKDIR", "more"], "unexpected argument 'more'"),
+        (["--chekpoint=WORKDIR"], "chekpoint"),
+    ],
+)
+def test_bad_input_is_refused_with_what_was_wrong(workdir: Path, arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        evaluate.main([argument.replace("WORKDIR", str(workdir)) for argument in arguments])
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    save_digits(tmp_path / "model")
+    (folder,) = (tmp_path / "model/checkpoints").iterdir()
+    (folder / "meta/metadata").write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        evaluate.main([f"--checkpoint={tmp_path / 'model'}"])
+    assert checkpoint.steps(tmp_path / "model") == [0]
