@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from tools.serving_load import Load, Speed
-from trainer.data.source import open_dataset
+from trainer.data.datasets import open_dataset
 from trainer.interval import wilson
 
 

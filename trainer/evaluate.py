@@ -39,7 +39,7 @@ def main(argv: list[str]) -> dict[str, object]:
 def _evaluate(checkpoint: str, split: str, dataset: str, data_dir: str, batch: int) -> dict[str, object]:
     # Imported late: --help answers without starting JAX.
     from trainer.checkpoint import load
-    from trainer.data.source import open_dataset
+    from trainer.data.datasets import open_dataset
     from trainer.distributed.bootstrap import join_job
     from trainer.evaluation import check_classes, evaluate, one_process_mesh
     from trainer.interval import wilson

@@ -11,7 +11,8 @@ from serving.preprocess import PreprocessSpec
 from trainer import checkpoint, description, objectives
 from trainer.checkpoint import Card, Loaded
 from trainer.config import Experiment, config_hash, resolved_text
-from trainer.data.source import Dataset, open_dataset
+from trainer.data.datasets import open_dataset
+from trainer.data.source import Dataset
 from trainer.description import ViT
 from trainer.models.build import Params
 from trainer.objectives import Objective

@@ -21,7 +21,8 @@ from trainer.compress.repair import Repair, cut
 from trainer.compress.scores import Scores
 from trainer.compress.search import Candidate, Judge, Teacher
 from trainer.config import Compression, config_hash, resolved_text
-from trainer.data.source import Dataset, open_dataset
+from trainer.data.datasets import open_dataset
+from trainer.data.source import Dataset
 from trainer.evaluation import check_classes
 
 _COSTS: dict[str, Cost] = {"params": description.param_count, "macs": description.macs}

@@ -1,7 +1,6 @@
-"""Data sets by name, as arrays that can be read at random, in splits that never change."""
+"""Data sets as arrays that can be read at random, in splits that never change."""
 
 import dataclasses
-import difflib
 import hashlib
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +10,6 @@ import numpy as np
 from serving.command import UserError
 
 Array = np.ndarray[Any, np.dtype[Any]]
-_KNOWN = ("digits", "fashion_mnist")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,26 +36,6 @@ class Dataset:
     test: ImageSource
     class_names: tuple[str, ...]
     fingerprint: str
-
-
-def open_dataset(name: str, data_dir: str = "") -> Dataset:
-    """The data set called `name`, its files from `data_dir` where it needs some.
-
-    Raises:
-      UserError: for an unknown name (with the nearest), or files that are missing or damaged.
-    """
-    # Imported late: each data set needs only its own reader, and scikit-learn takes a second to start.
-    match name:
-        case "digits":
-            from trainer.data import digits
-
-            return digits.load(data_dir)
-        case "fashion_mnist":
-            from trainer.data import fashion_mnist
-
-            return fashion_mnist.load(data_dir)
-    near = difflib.get_close_matches(name, _KNOWN, n=1, cutoff=0.0)
-    raise UserError(f"unknown data set {name!r}; nearest is {near[0]!r}, all are {', '.join(_KNOWN)}")
 
 
 def assemble(name: str, splits: Sequence[ImageSource], class_names: tuple[str, ...]) -> Dataset:

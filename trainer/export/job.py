@@ -19,7 +19,8 @@ from serving.runtime.base import Runtime
 from serving.runtime.select import open_runtime
 from trainer import __version__, checkpoint, description
 from trainer.checkpoint import Loaded
-from trainer.data.source import Dataset, ImageSource, open_dataset
+from trainer.data.datasets import open_dataset
+from trainer.data.source import Dataset, ImageSource
 from trainer.evaluation import check_classes
 from trainer.export import parity
 from trainer.export.graph import Array

@@ -166,7 +166,7 @@ def test_what_runs_in_a_worker_needs_no_jax() -> None:
 _ONE_BATCH = """
 from serving.preprocess import PreprocessSpec
 from trainer.data.pipeline import train_batches
-from trainer.data.source import open_dataset
+from trainer.data.datasets import open_dataset
 
 spec = PreprocessSpec("L", height=16, width=16, mean=(127.5,), std=(127.5,))
 batches = train_batches(open_dataset("digits").train, spec, seed=0, aug="shift", batch=64, start_step=7,

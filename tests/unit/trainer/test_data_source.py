@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from serving.command import UserError
+from trainer.data.datasets import open_dataset
 from trainer.data.idx import read_idx
-from trainer.data.source import Array, Dataset, ImageSource, assemble, open_dataset, split_off
+from trainer.data.source import Array, Dataset, ImageSource, assemble, split_off
 
 FILES = {
     "train-images-idx3-ubyte": (36, 4, 4),

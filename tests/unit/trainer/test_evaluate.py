@@ -9,7 +9,7 @@ from serving import preprocess
 from serving.command import UserError
 from tests.support.small_models import DIGITS_SPEC, SMALL, logits, random_params, save_digits
 from trainer import checkpoint, evaluate
-from trainer.data.source import open_dataset
+from trainer.data.datasets import open_dataset
 from trainer.interval import wilson
 from trainer.models.build import Params
 

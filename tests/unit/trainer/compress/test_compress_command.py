@@ -14,7 +14,7 @@ from trainer.compress import repair, scores
 from trainer.compress.__main__ import main
 from trainer.compress.plan import Layer, Plan
 from trainer.compress.search import divergence
-from trainer.data.source import open_dataset
+from trainer.data.datasets import open_dataset
 from trainer.models.build import flatten
 
 # Few images and few moves: the job is the same, and a test waits for it.

@@ -15,7 +15,7 @@ from serving.repository import Repository
 from serving.runtime.select import open_runtime
 from tests.support.small_models import DIGITS, DIGITS_SPEC, SMALL, UNEVEN, logits, random_params, save_digits
 from trainer import checkpoint, description
-from trainer.data.source import open_dataset
+from trainer.data.datasets import open_dataset
 from trainer.export import job
 from trainer.export.__main__ import main
 from trainer.export.onnx_writer import INPUT, OUTPUT

@@ -1,0 +1,123 @@
+"""One training as two real JAX processes under the launcher: the same losses, one result, one exit code."""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from serving.command import ExitCode
+from tests.support import trainings
+from tests.support.trainings import start, train, wait_until
+from trainer import checkpoint
+
+# Eight devices add up gradients in another order than one: float32 sums differ by some 1e-7 of their size, and ten steps carry
+# that along. Half a batch, another example or another augmentation changes a loss by 1e-2 and more.
+SAME_LOSS = 1e-5
+
+
+def launch(workdir: Path, arguments: list[str], *options: str) -> list[str]:
+    job = ["--backend=local", "--processes=2", "--devices_per_process=4", f"--timeout_s={trainings.PATIENCE_S}"]
+    command = ["python", "-m", "trainer.main", f"--workdir={workdir}", *arguments]
+    return ["tools.launch", "run", *job, *options, "--", *command]
+
+
+def assert_same_losses(one: Path, other: Path) -> None:
+    first, second = trainings.losses(one), trainings.losses(other)
+    assert second == pytest.approx(first, rel=SAME_LOSS)
+
+
+@pytest.fixture(scope="module")
+def shape(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trainings.small_shape(tmp_path_factory.mktemp("shape"))
+
+
+@pytest.fixture(scope="module")
+def arguments(shape: Path) -> list[str]:
+    return trainings.settings(shape, total_steps=12, eval_every=6, checkpoint_every=4)
+
+
+@pytest.fixture(scope="module")
+def alone(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run as one process with one device."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    code, _, log = train(workdir, arguments)
+    assert code == 0, log
+    return workdir
+
+
+# Replicas alone; parameters cut within and between processes; the model axis across both processes.
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2), (1, 1, 8)])
+def test_two_processes_train_as_one(
+    mesh: tuple[int, int, int], arguments: list[str], alone: Path, tmp_path: Path
+) -> None:
+    data, fsdp, model = mesh
+    axes = [f"--config.mesh.data={data}", f"--config.mesh.fsdp={fsdp}", f"--config.mesh.model={model}"]
+    code, output, log = trainings.ended(start(launch(tmp_path / "run", [*arguments, *axes])))
+    assert code == 0, log
+    assert output.count("\n") == 1
+    said = trainings.result(output)
+    assert (said["steps"], said["workdir"]) == (12, str(tmp_path / "run"))
+    assert any(line.startswith("[0] ") and output.strip() in line for line in log.splitlines())
+    assert f"mesh data={data} fsdp={fsdp} model={model}" in log
+    assert_same_losses(alone, tmp_path / "run")
+
+    (evaluated,) = (line for line in trainings.record(alone) if line["step"] == 12 and "validation_top1" in line)
+    # Every example of the 180 counts once, on one device as on eight; parameters that differ by 1e-5 turn none of them.
+    assert said["validation_top1"] == evaluated["validation_top1"]
+
+
+def test_a_preempted_job_saves_and_goes_on_as_one_process(shape: Path, tmp_path: Path) -> None:
+    arguments = trainings.settings(shape, total_steps=60, checkpoint_every=10)
+    workdir = tmp_path / "run"
+    launcher = start(launch(workdir, arguments))
+    wait_until(lambda: bool(checkpoint.steps(workdir)), launcher)
+    launcher.send_signal(signal.SIGTERM)
+    code, output, log = trainings.ended(launcher)
+    assert (code, output) == (ExitCode.PREEMPTED, ""), log
+    reached = checkpoint.steps(workdir)[-1]
+    assert f"preempted: the state of step {reached} is saved" in log
+
+    # What follows is told apart from a run that began anew by its first half.
+    whole = tmp_path / "whole"
+    assert train(whole, arguments)[0] == 0
+    code, output, log = train(workdir, arguments)
+    assert code == 0, log
+    assert trainings.result(output)["resumed_from"] == reached
+    # As above, over five times as many steps.
+    first, second = trainings.losses(whole), trainings.losses(workdir)
+    assert second == pytest.approx(first, rel=10 * SAME_LOSS)
+
+
+def _child(launcher: int, index: int) -> int:
+    """The pid of process `index` of the launcher's job."""
+    for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+        if f"VITFORGE_PROCESS_ID={index}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            return int(pid)
+    raise AssertionError(f"process {index} is not there")
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_killed_process_ends_the_job_with_the_code_of_its_death(shape: Path, tmp_path: Path, index: int) -> None:
+    if not Path("/proc/self/task").is_dir():
+        pytest.skip("no /proc here to find the processes of a job in")
+    arguments = trainings.settings(shape, total_steps=5000)
+    workdir = tmp_path / "run"
+    # The survivor waits in a collective for the dead and cannot save: after its grace it is killed.
+    launcher = start(launch(workdir, arguments, "--grace_s=2"))
+    wait_until(lambda: bool(checkpoint.steps(workdir)), launcher)
+    os.kill(_child(launcher.pid, index), signal.SIGKILL)
+    code, output, log = trainings.ended(launcher)
+    assert (code, output) == (128 + signal.SIGKILL, ""), log
+    assert f"error: process {index} of 2 failed first, with exit code 137 (SIGKILL)" in log
+    # What was saved before is whole.
+    shutil.copytree(workdir, tmp_path / "copy")
+    assert checkpoint.load(tmp_path / "copy").meta["step"] >= 10
+
+
+def test_bad_input_ends_the_job_with_its_code(arguments: list[str], tmp_path: Path) -> None:
+    code, output, log = trainings.ended(start(launch(tmp_path / "run", [*arguments, "--config.bach=3"])))
+    assert (code, output) == (ExitCode.BAD_INPUT, "")
+    assert "unknown key 'bach', nearest is 'batch'" in log
+    assert not (tmp_path / "run").exists()
