@@ -159,7 +159,7 @@ class _Size:
 # Ti and S: table 1 of "How to train your ViT?" (arXiv:2106.10270); B to H: table 1 of arXiv:2010.11929. The first two are ours.
 _VARIANTS: dict[str, _Size] = {
     "ViT-digits": _Size(64, 6, 4, 256, 4, "gap"),
-    "ViT-fashion": _Size(128, 6, 4, 512, 4, "gap"),
+    "ViT-fashion": _Size(128, 6, 4, 512, 7, "gap"),
     "ViT-Ti_16": _Size(192, 12, 3, 768, 16, "cls"),
     "ViT-S_16": _Size(384, 12, 6, 1536, 16, "cls"),
     "ViT-S_32": _Size(384, 12, 6, 1536, 32, "cls"),

@@ -1,6 +1,6 @@
 """The one training loop. Training from scratch, fine-tuning and distillation differ by the parts they are handed.
 
-Order of a step: take the batch, step, log, save, evaluate, listen for preemption.
+Order of a step: take the batch, step, log, evaluate, save, listen for preemption.
 """
 
 import dataclasses
@@ -123,10 +123,11 @@ class _Run:
                 last = number == experiment.total_steps
                 if number % experiment.log_every == 0 or last:
                     self._metrics.queue(number, metrics)
-                if number % experiment.checkpoint_every == 0 or last:
-                    self._save(number)
+                # Before saving: who goes on from a checkpoint has the whole record up to it.
                 if number % experiment.eval_every == 0 and not last:
                     self._evaluate(number)
+                if number % experiment.checkpoint_every == 0 or last:
+                    self._save(number)
                 bar.advance(note=self._note())
                 if not last and preemption.due(number):
                     self._leave(number)
@@ -151,7 +152,7 @@ class _Run:
             yield to_global(next(batches), self._mesh)
 
     def _save(self, number: int) -> None:
-        self._metrics.flush()  # a run that goes on from here has the record up to here
+        self._metrics.flush()
         position = {"step": number, "next_example": number * self._experiment.batch}
         card = self._parts.card
         self._checkpoints.save(self._state, dataclasses.replace(card, meta={**card.meta, **position}))

@@ -81,7 +81,9 @@ def wait_until(there: Callable[[], bool], process: subprocess.Popen[str]) -> Non
             if time.monotonic() < deadline_s:
                 continue
             process.kill()
-        raise AssertionError(f"ended with {process.returncode} before it got there: {process.communicate()[1]}")
+        raise AssertionError(
+            f"ended with {process.returncode} before it got there: {process.communicate()[1]}"
+        )
 
 
 def result(output: str) -> dict[str, Any]:

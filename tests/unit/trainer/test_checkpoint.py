@@ -71,7 +71,9 @@ def test_chosen_arrays_come_alone(pristine: Path) -> None:
     assert_equal(loaded.params, unflatten({name: flatten(PARAMS)[name] for name in chosen}))
 
 
-def test_chosen_arrays_come_without_the_others_being_read(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chosen_arrays_come_without_the_others_being_read(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened = []
     really_open = checkpoint._open
     monkeypatch.setattr(checkpoint, "_open", lambda *asked: opened.append(asked[1]) or really_open(*asked))
@@ -129,8 +131,10 @@ def test_a_truncated_card_is_refused(saved: Path, kept: int) -> None:
 )
 def test_a_card_whose_fields_do_not_fit_is_refused(saved: Path, change: dict[str, object]) -> None:
     value = {**json.loads(_metadata(saved).read_text()), **change}
-    _metadata(saved).write_text(json.dumps({name: field for name, field in value.items() if field is not None}))
-    with pytest.raises(UserError, match="cannot be read|damaged"):
+    _metadata(saved).write_text(
+        json.dumps({name: field for name, field in value.items() if field is not None})
+    )
+    with pytest.raises(UserError, match=r"cannot be read|damaged"):
         checkpoint.load_card(saved)
 
 
@@ -166,7 +170,9 @@ def test_arrays_of_another_shape_than_described_are_refused_by_name(saved: Path)
     value = json.loads(_metadata(saved).read_text())
     value["description"]["num_classes"] = 11
     _metadata(saved).write_text(json.dumps(value))
-    with pytest.raises(UserError, match=r"array head/\w+ has shape \(.*10,?\), its description asks for \(.*11,?\)"):
+    with pytest.raises(
+        UserError, match=r"array head/\w+ has shape \(.*10,?\), its description asks for \(.*11,?\)"
+    ):
         checkpoint.load(saved)
 
 

@@ -150,7 +150,9 @@ def test_a_number_out_of_range_is_refused_by_name(key: str, text: str) -> None:
         ({"teacher_weights": "runs/t"}, "teacher_weights is set but distill_weight is 0"),
         ({"pretrained": "a", "shape_of": "b"}, "pretrained and shape_of exclude each other"),
         ({"model": ""}, "model is empty; name one, or set pretrained or shape_of"),
-        ({"warmup_steps": "60", "total_steps": "50"}, "warmup_steps=60 is above total_steps=50"),
+        ({"warmup_steps": "60", "total_steps": "50"}, "warmup_steps=60 is not below total_steps=50"),
+        # optax has no cosine of no steps.
+        ({"warmup_steps": "50", "total_steps": "50"}, "warmup_steps=50 is not below total_steps=50"),
         ({"seed": "-1"}, "seed=-1 must be in [0, 2**32)"),
         ({"mesh__data": "0"}, "mesh 0 x 1 x 1"),
     ],
@@ -205,6 +207,20 @@ def test_a_value_of_another_type_in_a_recipe_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(shipped.replace("    return config", changed))
     with pytest.raises(UserError, match="batch='64' must be int"):
         config.experiment(str(tmp_path / "mine.py"), [])
+
+
+def test_a_whole_number_in_a_recipe_is_a_float_where_the_field_is_one(tmp_path: Path) -> None:
+    """Else an override could not be a fraction, and the same run would have two texts."""
+    shipped = (Path(config.__file__).parents[2] / "configs/digits.py").read_text()
+    (tmp_path / "mine.py").write_text(
+        shipped.replace("    return config", "    config.wd = 0\n    return config")
+    )
+    shipped = (Path(config.__file__).parents[2] / "configs/compress.py").read_text()
+    (tmp_path / "cut.py").write_text(shipped.replace('"params": 0.25', '"params": 50000'))
+    mine = str(tmp_path / "mine.py")
+    assert config.experiment(mine, [("wd", "0.25")]).wd == 0.25
+    assert "wd = 0.0\n" in resolved_text(config.experiment(mine, []))
+    assert config.compression(str(tmp_path / "cut.py"), []).budget.params == 50_000
 
 
 def test_the_recipe_of_another_command_is_refused_with_that_command() -> None:

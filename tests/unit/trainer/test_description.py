@@ -59,6 +59,12 @@ def test_a_published_variant_needs_the_published_macs(name: str, column: int, pi
     assert abs(description.macs(at(name, pixels)) / 1e9 - published) <= rounding + 1e-9
 
 
+@pytest.mark.parametrize("name", PUBLISHED_PARAMS)
+def test_a_published_variant_has_the_published_conventions(name: str) -> None:
+    model = at(name, 224)
+    assert (model.pooling, model.gelu, model.norm_eps) == ("cls", "tanh", 1e-6)
+
+
 def test_pixels_that_fill_no_patch_are_not_seen() -> None:
     model = at("ViT-H_14", 384)
     assert (model.num_patches, model.num_tokens) == (27 * 27, 27 * 27 + 1)
@@ -87,7 +93,9 @@ def test_images_channels_and_classes_come_from_the_data() -> None:
 def test_the_macs_of_a_small_model_are_those_counted_by_hand() -> None:
     tokens, width = 5, 16
     patches = 4 * (4 * 4 * 1) * width
-    first = tokens * width * (2 * 3 + 2 * 3 + 2 * 5 + 2 * 5) + tokens**2 * 2 * (3 + 5) + tokens * 2 * width * 7
+    first = (
+        tokens * width * (2 * 3 + 2 * 3 + 2 * 5 + 2 * 5) + tokens**2 * 2 * (3 + 5) + tokens * 2 * width * 7
+    )
     second = tokens * 2 * width * 4
     third = tokens * width * (2 + 2 + 2 + 2) + tokens**2 * (2 + 2)
     assert description.macs(SMALL) == patches + first + second + third + width * 10
@@ -95,7 +103,11 @@ def test_the_macs_of_a_small_model_are_those_counted_by_hand() -> None:
 
 @pytest.mark.parametrize(
     "model",
-    [SMALL, at("Ti_16", 224), dataclasses.replace(SMALL, pooling="gap", gelu="erf", norm_eps=1e-5, blocks=())],
+    [
+        SMALL,
+        at("Ti_16", 224),
+        dataclasses.replace(SMALL, pooling="gap", gelu="erf", norm_eps=1e-5, blocks=()),
+    ],
 )
 def test_a_description_comes_back_from_json_as_it_was(model: ViT) -> None:
     assert description.from_json(json.loads(json.dumps(description.to_json(model)))) == model
@@ -128,7 +140,7 @@ def test_a_foreign_or_damaged_description_is_refused(change: dict[str, object], 
 def test_a_description_with_a_missing_field_is_refused(name: str) -> None:
     value = description.to_json(SMALL)
     del value[name]
-    with pytest.raises(UserError, match="cannot be read|damaged"):
+    with pytest.raises(UserError, match=r"cannot be read|damaged"):
         description.from_json(value)
 
 

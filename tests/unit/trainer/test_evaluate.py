@@ -66,7 +66,10 @@ def test_a_model_of_other_classes_is_refused(tmp_path: Path) -> None:
         (["--checkpoint=WORKDIR", "--split=exam"], "split"),
         (["--checkpoint=WORKDIR", "--batch=0"], "batch"),
         (["--checkpoint=WORKDIR", "--dataset=digit"], "unknown data set 'digit'; nearest is 'digits'"),
-        (["--checkpoint=WORKDIR", "--dataset=fashion_mnist", "--data_dir=nowhere"], "neither nowhere/train-images"),
+        (
+            ["--checkpoint=WORKDIR", "--dataset=fashion_mnist", "--data_dir=nowhere"],
+            "neither nowhere/train-images",
+        ),
         (["--checkpoint=WORKDIR", "more"], "unexpected argument 'more'"),
         (["--chekpoint=WORKDIR"], "chekpoint"),
     ],

@@ -50,7 +50,9 @@ def _of_an_earlier_run(workdir: Path) -> None:
 
 
 @pytest.mark.parametrize(("start", "kept"), [(0, []), (3, [1, 2, 3]), (5, [1, 2, 3, 4, 5])])
-def test_a_restart_drops_the_lines_after_the_step_it_goes_on_from(tmp_path: Path, start: int, kept: list[int]) -> None:
+def test_a_restart_drops_the_lines_after_the_step_it_goes_on_from(
+    tmp_path: Path, start: int, kept: list[int]
+) -> None:
     _of_an_earlier_run(tmp_path)
     before = record(tmp_path)
     MetricsWriter(tmp_path, start)

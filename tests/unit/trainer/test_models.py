@@ -23,7 +23,9 @@ from trainer.models.build import (
 from trainer.models.vit import Regularisation
 
 # Every block with a shape of its own: dims that differ, no attention, no MLP, neither.
-MIXED = ViT((8, 8), 1, 4, 16, (Block(2, 3, 5, 7), Block(0, 0, 0, 4), Block(3, 2, 2, 0), Block(0, 0, 0, 0)), 10)
+MIXED = ViT(
+    (8, 8), 1, 4, 16, (Block(2, 3, 5, 7), Block(0, 0, 0, 4), Block(3, 2, 2, 0), Block(0, 0, 0, 0)), 10
+)
 WHOLE = ViT((8, 8), 1, 4, 16, (Block(2, 4, 6, 8), Block(2, 4, 6, 8)), 10)
 # Two ways to the same float32 logits (size about 1) differ by the order of sums over at most 16 terms.
 SAME_LOGITS = 1e-5
@@ -33,7 +35,9 @@ def random_params(model: ViT) -> Params:
     """Parameters of size 1 / 2 everywhere: fresh ones have a head of zeros, which hides everything before it."""
     rng = np.random.default_rng(0)
     fresh = flatten(param_shapes(model))
-    return unflatten({name: 0.5 * rng.standard_normal(leaf.shape, np.float32) for name, leaf in fresh.items()})
+    return unflatten(
+        {name: 0.5 * rng.standard_normal(leaf.shape, np.float32) for name, leaf in fresh.items()}
+    )
 
 
 def images(model: ViT, count: int = 3) -> np.ndarray:
@@ -47,7 +51,7 @@ def logits(model: ViT, params: Params, **options: object) -> np.ndarray:
 
 @pytest.mark.parametrize("model", [MIXED, WHOLE, dataclasses.replace(MIXED, pooling="gap")])
 def test_the_described_count_is_the_number_of_elements_in_the_arrays(model: ViT) -> None:
-    arrays = jax.tree.leaves(init_params(model, seed=0))
+    arrays = jax.tree.leaves(jax.eval_shape(lambda: init_params(model, seed=0)))
     assert sum(array.size for array in arrays) == description.param_count(model)
 
 
@@ -93,7 +97,12 @@ def test_a_block_without_branches_can_be_left_out() -> None:
 def _gates(model: ViT, value: float) -> dict[str, dict[str, jax.Array]]:
     def of(block: Block) -> dict[str, jax.Array]:
         n = block.num_heads
-        shapes = {"heads": (n,), "query_key": (n, block.qk_dim), "value": (n, block.v_dim), "mlp": (block.mlp_dim,)}
+        shapes = {
+            "heads": (n,),
+            "query_key": (n, block.qk_dim),
+            "value": (n, block.v_dim),
+            "mlp": (block.mlp_dim,),
+        }
         shapes |= {"attention": (), "mlp_branch": ()}
         return {name: jnp.full(shape, value) for name, shape in shapes.items()}
 
@@ -172,7 +181,9 @@ def test_without_a_key_dropout_and_stochastic_depth_are_off() -> None:
 
 
 @pytest.mark.parametrize("rates", [Regularisation(dropout=0.5), Regularisation(stochastic_depth=0.5)])
-def test_with_a_key_the_same_units_drop_for_the_same_key_and_others_for_another(rates: Regularisation) -> None:
+def test_with_a_key_the_same_units_drop_for_the_same_key_and_others_for_another(
+    rates: Regularisation,
+) -> None:
     params = random_params(WHOLE)
     first, again, other = (
         logits(WHOLE, params, regularisation=rates, key=jax.random.key(seed)) for seed in (0, 0, 5)
@@ -201,7 +212,9 @@ def test_dropout_keeps_the_mean_of_what_it_drops_from() -> None:
         ("tail/bias", (9,), "array tail/bias .* asks for no such array"),
     ],
 )
-def test_arrays_that_do_not_fit_are_refused_by_name(name: str, shape: tuple[int, ...] | None, message: str) -> None:
+def test_arrays_that_do_not_fit_are_refused_by_name(
+    name: str, shape: tuple[int, ...] | None, message: str
+) -> None:
     leaves = flatten(random_params(WHOLE))
     leaves.pop(name, None)
     if shape is not None:

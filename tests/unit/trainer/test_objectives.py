@@ -6,7 +6,9 @@ import pytest
 
 from trainer import objectives
 
-LOGITS, TEACHER = (3 * np.random.default_rng(seed).standard_normal((5, 4)).astype(np.float32) for seed in (0, 1))
+LOGITS, TEACHER = (
+    3 * np.random.default_rng(seed).standard_normal((5, 4)).astype(np.float32) for seed in (0, 1)
+)
 LABELS = np.array([0, 3, 1, 1, 2])
 # float32 against float64: losses of size 1 to 50 from a few exponentials and sums are right to some 1e-6 of themselves.
 FLOAT32 = 1e-5
@@ -33,7 +35,9 @@ def test_classification_is_the_cross_entropy_of_smoothed_labels(smoothing: float
     np.testing.assert_allclose(losses, cross_entropy(smoothing), rtol=FLOAT32)
 
 
-@pytest.mark.parametrize(("alpha", "temperature", "smoothing"), [(0.9, 2.0, 0.0), (0.3, 5.0, 0.1), (1.0, 1.0, 0.0)])
+@pytest.mark.parametrize(
+    ("alpha", "temperature", "smoothing"), [(0.9, 2.0, 0.0), (0.3, 5.0, 0.1), (1.0, 1.0, 0.0)]
+)
 def test_distillation_is_its_formula(alpha: float, temperature: float, smoothing: float) -> None:
     losses = objectives.distillation(alpha, temperature, smoothing)(LOGITS, LABELS, TEACHER)
     expected = alpha * temperature**2 * kl(temperature) + (1 - alpha) * cross_entropy(smoothing)

@@ -16,12 +16,20 @@ from trainer.optim import _decayed
 
 
 def experiment(**changes: object) -> Experiment:
-    settings = {"base_lr": 0.5, "warmup_steps": 10, "total_steps": 110, "wd": 0.1, "grad_norm_clip": 1.0} | changes
+    settings = {
+        "base_lr": 0.5,
+        "warmup_steps": 10,
+        "total_steps": 110,
+        "wd": 0.1,
+        "grad_norm_clip": 1.0,
+    } | changes
     teacher = config.experiment("configs/digits.py:teacher", [])
     return dataclasses.replace(teacher, **settings)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("step", "rate"), [(0, 0.0), (5, 0.25), (10, 0.5), (60, 0.25), (110, 0.0), (500, 0.0)])
+@pytest.mark.parametrize(
+    ("step", "rate"), [(0, 0.0), (5, 0.25), (10, 0.5), (60, 0.25), (110, 0.0), (500, 0.0)]
+)
 def test_the_rate_rises_linearly_and_falls_as_a_cosine(step: int, rate: float) -> None:
     # The cosine of pi/2 is 0 to 4e-8 in float32; the rate itself has 24 bits.
     assert float(optim.schedule(experiment())(step)) == pytest.approx(rate, rel=1e-6, abs=1e-7)
@@ -38,7 +46,12 @@ def test_a_warm_up_of_all_steps_but_one_has_a_schedule() -> None:
 def test_decay_reaches_kernels_and_nothing_else() -> None:
     mask = flatten(_decayed(param_shapes(UNEVEN)))
     assert {name.rpartition("/")[2] for name, decayed in mask.items() if decayed} == {"kernel"}
-    assert {name.rpartition("/")[2] for name, decayed in mask.items() if not decayed} == {"bias", "scale", "pos", "cls"}
+    assert {name.rpartition("/")[2] for name, decayed in mask.items() if not decayed} == {
+        "bias",
+        "scale",
+        "pos",
+        "cls",
+    }
 
 
 def _first_updates(settings: Experiment, gradients: dict[str, jax.Array]) -> dict[str, jax.Array]:

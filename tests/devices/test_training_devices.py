@@ -1,0 +1,131 @@
+"""Training on eight devices gets the losses of training on one, however the mesh cuts batch and parameters."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import trainings
+from tests.support.small_models import UNEVEN, random_params, save_digits
+from trainer import config
+from trainer.config import Experiment, MeshShape
+from trainer.train import train
+
+# Eight devices add up in another order than one: sums over a batch of 32 differ by some 1e-7 of their size in float32, and six
+# steps of Adam carry that along. A mean over a shard in place of the batch, a shard seen twice or a gradient that is not
+# summed change a loss by 1e-2 and more.
+SAME_LOSS = 1e-5
+STEPS, HALF = 6, 3
+MESHES = [(8, 1, 1), (2, 2, 2), (1, 4, 2)]
+
+
+def experiment(folder: Path, role: str, mesh: tuple[int, int, int] = (1, 1, 1)) -> Experiment:
+    """A run of `role` from the models that `reference` made; both start from weights at which every gradient counts."""
+    settings = {
+        "image_size": 8,
+        "pretrained": str(folder / "student"),
+        "model": "",
+        "teacher_weights": str(folder / "teacher") if role == "distilled" else "",
+        "distill_weight": 0.5 if role == "distilled" else 0.0,
+        "total_steps": STEPS,
+        "warmup_steps": 1,
+        "batch": 32,
+        "base_lr": 0.01,
+        "checkpoint_every": HALF,
+        "eval_every": HALF,
+        "log_every": 1,
+        "workers": 0,
+    }
+    overrides = [(name, str(value)) for name, value in settings.items()]
+    return dataclasses.replace(
+        config.experiment("configs/digits.py:teacher", overrides), mesh=MeshShape(*mesh)
+    )
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with student, teacher, and both runs on one device: in a process of its own, as devices are counted once."""
+    folder = tmp_path_factory.mktemp("reference")
+    save_digits(folder / "student")
+    # A teacher as pruning leaves them: no axis divides all of its dims, and one block lacks its attention.
+    save_digits(folder / "teacher", UNEVEN, random_params(UNEVEN, seed=1))
+    command = [sys.executable, "-m", "tests.devices.test_training_devices", str(folder)]
+    done = subprocess.run(
+        command,
+        cwd=trainings.ROOT,
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(trainings.ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {"devices": 1}
+    return folder
+
+
+def assert_same_losses(workdir: Path, reference: Path) -> None:
+    ours, theirs = trainings.losses(workdir), trainings.losses(reference)
+    assert list(theirs) == list(range(1, STEPS + 1))
+    assert (
+        abs(theirs[1] - theirs[STEPS]) > 1000 * SAME_LOSS
+    )  # the losses move, so that agreement means something
+    assert ours == pytest.approx(theirs, rel=SAME_LOSS)
+
+
+@pytest.mark.parametrize("role", ["trained", "distilled"])
+@pytest.mark.parametrize("mesh", MESHES)
+def test_eight_devices_get_the_losses_of_one(
+    role: str, mesh: tuple[int, int, int], reference: Path, tmp_path: Path
+) -> None:
+    result = train(experiment(reference, role, mesh), tmp_path / "run")
+    assert result["stage"] == role
+    assert_same_losses(tmp_path / "run", reference / role)
+    # All 180 examples count once: some batches of evaluation are padded, and cut over the devices.
+    (last,) = (
+        line
+        for line in trainings.record(reference / role)
+        if line.get("validation_count") and line["step"] == STEPS
+    )
+    assert result["validation_loss"] == pytest.approx(last["validation_loss"], rel=SAME_LOSS)
+    assert last["validation_count"] == 180
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES[1:])
+def test_a_run_of_one_device_goes_on_on_eight(
+    mesh: tuple[int, int, int], reference: Path, tmp_path: Path
+) -> None:
+    workdir = shutil.copytree(reference / "distilled", tmp_path / "run")
+    shutil.rmtree(workdir / f"checkpoints/{STEPS}")
+    result = train(experiment(reference, "distilled", mesh), workdir)
+    assert result["resumed_from"] == HALF
+    assert_same_losses(workdir, reference / "distilled")
+
+
+@pytest.mark.slow
+def test_what_the_mesh_cannot_cut_is_replicated_and_said(
+    reference: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    uneven = dataclasses.replace(
+        experiment(reference, "trained", (1, 4, 2)), pretrained=str(reference / "teacher")
+    )
+    train(uneven, tmp_path / "run")
+    log = capfd.readouterr().err
+    assert "replicated: params/blocks/1/attention/query/kernel: 1 is not a multiple of model=2" in log
+    assert all(loss == loss for loss in trainings.losses(tmp_path / "run").values())
+
+
+def _on_one_device(folder: Path) -> None:
+    import jax
+
+    for role in ("trained", "distilled"):
+        train(experiment(folder, role), folder / role)
+    print(json.dumps({"devices": jax.device_count()}))
+
+
+if __name__ == "__main__":
+    _on_one_device(Path(sys.argv[1]))
