@@ -168,7 +168,7 @@ def read_bundle(path: Path) -> Bundle:
     except OSError as error:
         raise BundleError(f"bundle {path} cannot be read ({error}); put its permissions right") from error
     _check(bundle)
-    _check_sums(path)
+    _check_sums(path, bundle.manifest)
     return bundle
 
 
@@ -176,12 +176,18 @@ def _sums(contents: Mapping[str, bytes]) -> str:
     return "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items())
 
 
-def _check_sums(path: Path) -> None:
+def _check_sums(path: Path, manifest: bundle_pb2.Manifest) -> None:
     """The manifest holds the digests of all other files; its own stands in SHA256SUMS, which `sha256sum -c` reads too."""
     expected = _sums({MANIFEST: (path / MANIFEST).read_bytes()})
     if not (path / SUMS).is_file() or expected not in (path / SUMS).read_text(errors="replace"):
         raise BundleError(
             f"bundle {path}: {MANIFEST} is not what was written (its digest is not in {SUMS}); write the bundle again"
+        )
+    others = {name: digest.removeprefix("sha256:") for name, digest in manifest.digests.items()}
+    everything = [expected, *(f"{digest}  {name}\n" for name, digest in others.items())]
+    if sorted((path / SUMS).read_text(errors="replace").splitlines(keepends=True)) != sorted(everything):
+        raise BundleError(
+            f"bundle {path}: {SUMS} does not name the files as they are; write the bundle again"
         )
 
 

@@ -9,11 +9,13 @@ import contextlib
 import enum
 import json
 import logging
+import math
 import os
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NoReturn, TextIO
 
 from absl import flags
@@ -54,11 +56,30 @@ def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
         rest = values(["command", *argv])[1:]
     except flags.Error as error:
         raise UserError(f"{str(error).splitlines()[0]} (see --help)") from error
+    for name in values:
+        value = values[name].value
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"--{name}={value} is no finite number; give one (see --help)")
     if values["help"].value:
         main = sys.modules["__main__"]
         print((main.__doc__ or "").strip() + "\n\nFlags:\n" + _flag_help(values), file=sys.stderr)
         raise _HelpShown
     return rest
+
+
+def require_folder(path: Path, flag: str) -> None:
+    """Refuses a path at which no folder can be made and written, before any work is done for it.
+
+    Raises:
+      UserError: naming the flag, and what stands in the way.
+    """
+    existing = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not existing.is_dir():
+        raise UserError(f"{flag}={path}: {existing} is a file; give a folder")
+    if not os.access(existing, os.W_OK):
+        raise UserError(
+            f"{flag}={path}: {existing} may not be written; give another folder, or put its permissions right"
+        )
 
 
 def _flag_help(values: flags.FlagValues) -> str:

@@ -59,13 +59,19 @@ def _flags() -> flags.FlagValues:
     text("model_repository", None, "Folder of NAME/VERSION bundles, as trainer.export writes them.")
     text("host", usual.host, "Address to listen on; 127.0.0.1 takes calls of this machine only.")
     whole("port", usual.port, "Port to listen on; 0 takes a free one.", 0, 65535)
-    whole("threads", usual.threads, "Threads of a model's runtime; 0: one per core.", 0)
-    whole("max_batch_size", usual.max_batch_size, "Rows computed together at most.", 1)
+    whole("threads", usual.threads, "Threads of a model's runtime; 0: one per core.", 0, 1024)
+    whole("max_batch_size", usual.max_batch_size, "Rows computed together at most.", 1, 65_536)
     real("max_delay_ms", usual.max_delay_s * 1e3, "How long queued requests may wait for company.", 0.0)
     whole("max_queue_rows", usual.max_queue_rows, "Rows of a model that may wait; more are refused.", 1)
     text("precision", usual.precision, "Model file to serve of each bundle, fp32 or int8; empty: its first.")
     real("drain_s", 30.0, "Seconds that calls under way get to finish after SIGTERM.", 0.0)
-    whole("max_message_bytes", usual.max_message_bytes, "Largest message; 0: from the largest batch.", 0)
+    whole(
+        "max_message_bytes",
+        usual.max_message_bytes,
+        "Largest message; 0: from the largest batch.",
+        0,
+        2**31 - 1,
+    )
     return values
 
 

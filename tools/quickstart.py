@@ -28,6 +28,7 @@ from tools.report import Row
 
 _DATASETS = ("digits", "fashion_mnist")
 _DRAIN_S = 60
+_MARK = ".quickstart"
 Result = dict[str, Any]
 
 
@@ -57,8 +58,10 @@ class Steps:
         self._folder = workdir / "steps"
         self.seconds: dict[str, float] = {}
 
-    def run(self, name: str, module: str, *arguments: str) -> Result:
+    def run(self, name: str, module: str, *arguments: str, makes: Path | None = None) -> Result:
         """The result of `python -m module arguments`, run now or, with the same arguments, before.
+
+        `makes` is what a step that cannot go on by itself leaves behind when it is interrupted; it is removed first.
 
         Raises:
           UserError: when the command fails, with its exit code; it has said why.
@@ -71,6 +74,8 @@ class Steps:
                 print(f"\n== {name}: done before\n   {shown}", file=sys.stderr)
                 self.seconds[name] = done["seconds"]
                 return done["result"]
+        if makes is not None and not record.is_file():
+            shutil.rmtree(makes, ignore_errors=True)
         print(f"\n== {name}\n   {shown}", file=sys.stderr, flush=True)
         began_s = time.monotonic()
         ended = subprocess.run(
@@ -105,17 +110,25 @@ def main(argv: list[str]) -> dict[str, object]:
     if extra:
         raise UserError(f"unexpected argument {extra[0]!r} (see --help)")
     workdir = Path(values["workdir"].value)
-    if values["fresh"].value:
-        _remove(workdir)
+    _claim(workdir, values["fresh"].value)
     return quickstart(values["dataset"].value, values["data_dir"].value, workdir)
 
 
-def _remove(workdir: Path) -> None:
-    if workdir.exists() and not (workdir / "steps").is_dir():
+def _claim(workdir: Path, fresh: bool) -> None:
+    """Makes the workdir ours by a mark of our own; only what bears it is ever removed.
+
+    Raises:
+      UserError: for a file, or a folder that holds something else.
+    """
+    command.require_folder(workdir, "--workdir")
+    if workdir.exists() and any(workdir.iterdir()) and not (workdir / _MARK).is_file():
         raise UserError(
-            f"--fresh would remove {workdir}, which no quickstart has written; give another --workdir"
+            f"--workdir={workdir} holds something that no quickstart has written; give another folder"
         )
-    shutil.rmtree(workdir, ignore_errors=True)
+    if fresh:
+        shutil.rmtree(workdir, ignore_errors=True)
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / _MARK).touch()
 
 
 def quickstart(dataset: str, data_dir: str, workdir: Path) -> dict[str, object]:
@@ -128,7 +141,11 @@ def quickstart(dataset: str, data_dir: str, workdir: Path) -> dict[str, object]:
     with serving(workdir / "models") as address, VisionClient(address) as client:
         names = [variant.bundle for variant in VARIANTS]
         print("\n== accuracy: the test images as PNG bytes through Vision/Classify", file=sys.stderr)
-        correct = {name: _correct(client, name, images, labels) for name in names}
+        correct = {}
+        with command.progress(len(names), "asking") as bar:
+            for name in names:
+                correct[name] = _correct(client, name, images, labels)
+                bar.advance(note=name)
         print("\n== speed: through the same server", file=sys.stderr)
         speeds = serving_load.measure(client, names, images[:256], load)
     rows = [
@@ -168,7 +185,7 @@ def _make_models(steps: Steps, dataset: str, data_dir: str, workdir: Path) -> di
         f"--config=configs/compress.py:{dataset}",
         f"--workdir={at['pruned']}",
     )
-    steps.run("pruned", "trainer.compress", *cutting, *data)
+    steps.run("pruned", "trainer.compress", *cutting, *data, makes=Path(at["pruned"]))
     train("student", f"--config.pretrained={at['pruned']}", f"--config.teacher_weights={at['teacher']}")
     train("scratch", f"--config.shape_of={at['pruned']}")
     return {
@@ -178,6 +195,7 @@ def _make_models(steps: Steps, dataset: str, data_dir: str, workdir: Path) -> di
             f"--checkpoint={at[variant.trained_in]}",
             f"--output={workdir / 'models' / variant.bundle / '1'}",
             f"--precision={variant.precision}",
+            makes=workdir / "models" / variant.bundle / "1",
         )
         for variant in VARIANTS
     }
@@ -193,7 +211,7 @@ def _correct(client: VisionClient, model: str, images: Sequence[bytes], labels: 
 @contextmanager
 def serving(repository: Path) -> Iterator[str]:
     """A server on `repository`, a process of its own on a free port; its address, once it is ready; drained at the end."""
-    arguments = ["-m", "serving.main", f"--model_repository={repository}", "--port=0"]
+    arguments = ["-m", "serving.main", f"--model_repository={repository}", "--host=127.0.0.1", "--port=0"]
     print(f"\n== serve\n   python {' '.join(arguments)}", file=sys.stderr, flush=True)
     with subprocess.Popen(
         [sys.executable, *arguments], stdout=subprocess.PIPE, text=True, env=os.environ
@@ -204,7 +222,7 @@ def serving(repository: Path) -> Iterator[str]:
                 raise UserError(
                     "the server ended before it was ready; its own message stands above", ExitCode.BUG
                 )
-            yield f"localhost:{json.loads(line)['port']}"
+            yield f"127.0.0.1:{json.loads(line)['port']}"
         finally:
             server.terminate()
             server.communicate(timeout=_DRAIN_S)  # reads its last words, or it would end on a broken pipe

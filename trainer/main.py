@@ -32,13 +32,15 @@ def main(argv: list[str]) -> dict[str, object]:
         )
         raise UserError(f"{problem} (see --help)")
     experiment = config.experiment(recipe, overrides)
+    workdir = Path(values["workdir"].value)
+    command.require_folder(workdir, "--workdir")
 
     # Imported late: a bad configuration is refused at once, and --help answers without starting JAX.
     from trainer.distributed.bootstrap import join_job
     from trainer.train import train
 
     join_job()
-    return train(experiment, Path(values["workdir"].value))
+    return train(experiment, workdir)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from absl import flags
 
 from serving import command
-from serving.client import ClientError, Label, VisionClient
+from serving.client import Label, VisionClient
 
 # Images in one request: enough to fill a batch, few enough to stay far below any limit on a message.
 _CHUNK = 32
@@ -32,16 +32,13 @@ def main(argv: list[str]) -> dict[str, object]:
         raise command.UserError("--model is missing: name the model to ask, as in --model=digits")
     if not images:
         raise command.UserError("no image given: add the paths of PNG or JPEG files behind the flags")
-    try:
-        with VisionClient(values["server"].value, timeout_s=values["timeout_s"].value) as client:
-            found: list[list[Label]] = []
-            for start in range(0, len(images), _CHUNK):
-                chunk = images[start : start + _CHUNK]
-                found += client.classify(
-                    chunk, values["model"].value, values["top_k"].value, version=values["version"].value
-                )
-    except ClientError as error:
-        raise command.UserError(str(error)) from error
+    with VisionClient(values["server"].value, timeout_s=values["timeout_s"].value) as client:
+        found: list[list[Label]] = []
+        for start in range(0, len(images), _CHUNK):
+            chunk = images[start : start + _CHUNK]
+            found += client.classify(
+                chunk, values["model"].value, values["top_k"].value, version=values["version"].value
+            )
     print(_table(images, found), file=sys.stderr)
     results = [
         {"image": image, "labels": [asdict(label) for label in labels]}

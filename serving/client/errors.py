@@ -13,9 +13,11 @@ Every message is one line.
 
 import grpc
 
+from serving.command import UserError
 
-class ClientError(Exception):
-    """A call that has no answer; the message says why, in one line."""
+
+class ClientError(UserError):
+    """A call that has no answer; the message says why, in one line. A command that does not catch it ends with that line."""
 
 
 class Invalid(ClientError):

@@ -91,6 +91,10 @@ class VisionClient:
           top_k: fewer come back when the model has fewer classes; 0 leaves it to the server.
           timeout_s: for this call, in place of the client's.
         """
+        if not 0 <= top_k < 2**32:
+            raise errors.Invalid(
+                f"top_k={top_k} is out of range: 0 leaves it to the server, otherwise count labels"
+            )
         encoded = [image if isinstance(image, bytes) else _read(Path(image)) for image in images]
         request = vision_pb2.ClassifyRequest(model=model, version=version, images=encoded, top_k=top_k)
         response = self._call(self._vision.Classify, request, timeout_s)

@@ -143,8 +143,11 @@ class Server:
             loaded.runtime.close()
 
 
+_MOST_MESSAGE_BYTES = 2**31 - 1  # what gRPC can count
+
+
 def _channel_options(options: ServerOptions, models: Models) -> list[tuple[str, int]]:
-    limit = options.max_message_bytes or _message_limit_bytes(options, models)
+    limit = min(options.max_message_bytes or _message_limit_bytes(options, models), _MOST_MESSAGE_BYTES)
     return [
         ("grpc.max_receive_message_length", limit),
         ("grpc.max_send_message_length", limit),

@@ -37,8 +37,9 @@ def rewrite_manifest(path: Path, change: Callable[[dict[str, Any]], Any]) -> Non
     values = json.loads((path / MANIFEST).read_text())
     change(values)
     (path / MANIFEST).write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
-    digest = hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
-    (path / SUMS).write_text(f"{digest}  {MANIFEST}\n")
+    digests = {name: digest.removeprefix("sha256:") for name, digest in values.get("digests", {}).items()}
+    digests[MANIFEST] = hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
+    (path / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()))
 
 
 @functools.cache

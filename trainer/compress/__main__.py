@@ -37,11 +37,13 @@ def main(argv: list[str]) -> dict[str, object]:
         )
         raise UserError(f"{problem} (see --help)")
     settings = config.compression(recipe, overrides)
+    workdir = Path(values["workdir"].value)
+    command.require_folder(workdir, "--workdir")
 
     # Imported late: a bad configuration is refused at once, and --help answers without starting JAX.
     from trainer.compress.job import compress
 
-    return compress(settings, Path(values["checkpoint"].value), Path(values["workdir"].value))
+    return compress(settings, Path(values["checkpoint"].value), workdir)
 
 
 if __name__ == "__main__":

@@ -32,14 +32,17 @@ def join_job() -> None:
         )
     if jax.distributed.is_initialized():
         return
-    address, count, index = (
-        os.environ[COORDINATOR],
-        int(os.environ[NUM_PROCESSES]),
-        int(os.environ[PROCESS_ID]),
-    )
+    address, count, index = os.environ[COORDINATOR], _whole(NUM_PROCESSES), _whole(PROCESS_ID)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(address, count, index, initialization_timeout=_START_TIMEOUT_S)
     except (RuntimeError, ValueError) as error:
         message = f"process {index} of {count} could not join {address} within {_START_TIMEOUT_S} s: {error}"
         raise UserError(message, ExitCode.LOST_PEER) from error
+
+
+def _whole(name: str) -> int:
+    text = os.environ[name]
+    if not text.isdecimal():
+        raise UserError(f"{name}={text!r} is no whole number; the launcher sets it, or unset it to run alone")
+    return int(text)

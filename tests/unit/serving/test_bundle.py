@@ -139,6 +139,14 @@ def test_an_altered_label_in_the_manifest_is_noticed(written: Path) -> None:
     assert f"{MANIFEST} is not what was written" in refusal(written)
 
 
+def test_sums_that_name_another_digest_or_file_are_noticed(written: Path) -> None:
+    lines = (written / SUMS).read_text().splitlines(keepends=True)
+    other = next(line for line in lines if MANIFEST not in line)
+    for altered in (other.replace(other[0], "f" if other[0] != "f" else "0", 1), "", other + other):
+        (written / SUMS).write_text("".join(lines).replace(other, altered))
+        assert f"{SUMS} does not name the files as they are" in refusal(written)
+
+
 @pytest.mark.parametrize("left", ["", None])
 def test_a_bundle_without_its_sums_is_refused(written: Path, left: str | None) -> None:
     (written / SUMS).unlink()
