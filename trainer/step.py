@@ -94,7 +94,7 @@ def make_train_step(
         (loss, top1), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
         updates, opt = tx.update(gradients, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "top1": top1, "grad_norm": optax.global_norm(gradients)}
+        metrics = {"loss": loss, "top1": top1, "grad_norm": optax.tree.norm(gradients)}
         return TrainState(state.step + 1, params, opt), metrics
 
     out = (state_shardings, meshes.replicated(mesh))

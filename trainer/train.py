@@ -78,6 +78,7 @@ class _Run:
         self._start = int(self._state.step)
         self._metrics = MetricsWriter(self._workdir, self._start)
         if jax.process_index() == 0:
+            (self._workdir / "config.txt").write_text(card.meta["config_text"])
             _announce(experiment, card, self._start, undivided, self._mesh.shape)
 
     def _first_state(self, fresh: TrainState) -> TrainState:
@@ -203,5 +204,6 @@ def _announce(
     origin = f"resumed from step {start}" if start else "from step 0"
     axes = " ".join(f"{axis}={devices}" for axis, devices in mesh.items())
     lines = [f"{card.meta['stage']}: {size}; mesh {axes}; batch {experiment.batch}; {origin}"]
+    lines.append(f"configuration {card.meta['config_hash'][:12]}, whole in config.txt of the workdir")
     lines += [f"replicated: {line}" for line in undivided]
     print("\n".join(lines), file=sys.stderr)

@@ -62,11 +62,11 @@ def compress(config: Compression, teacher_path: Path, workdir: Path) -> dict[str
         "data_dir": config.data_dir,
         "config_text": resolved_text(config),
         "config_hash": config_hash(config),
+        "next_example": 0,
         "teacher_hash": loaded.meta["weights_hash"],
         "calibration_hash": calibration_hash,
     }
     card = checkpoint.Card(model, loaded.preprocess, loaded.labels, meta)
-    checkpoint.save_model(workdir, card, params)
     accuracies = {
         name: report.top1(shape, weights, loaded.preprocess, data.validation, how.batch)
         for name, shape, weights in (
@@ -77,6 +77,7 @@ def compress(config: Compression, teacher_path: Path, workdir: Path) -> dict[str
     }
     result = _result(config, teacher.model, model, accuracies, remarks, time.monotonic() - began_s)
     _write(workdir, plan, scores, report.markdown(result, plan, teacher.model, candidates))
+    checkpoint.save_model(workdir, card, params)  # last: a workdir with a checkpoint is a finished one
     return {**result, "workdir": str(workdir)}
 
 
@@ -159,6 +160,7 @@ def _result(
 
 
 def _write(workdir: Path, plan: Plan, scores: Scores, text: str) -> None:
+    workdir.mkdir(parents=True, exist_ok=True)
     np.savez(workdir / "scores.npz", **scoring.to_arrays(scores))  # type: ignore[arg-type]
     (workdir / "plan.json").write_text(json.dumps(plan.to_json()) + "\n")
     (workdir / "report.md").write_text(text)
