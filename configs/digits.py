@@ -30,8 +30,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.distill_temperature = 2.0
     config.batch = 64
     config.batch_eval = 128
-    config.total_steps = 700 if role == "teacher" else 400
-    config.warmup_steps = 70 if role == "teacher" else 40
+    config.total_steps = 560 if role == "teacher" else 320
+    config.warmup_steps = 56 if role == "teacher" else 32
     # The student starts from repaired weights, not from noise.
     config.base_lr = 5e-4 if role == "student" else 2e-3
     config.wd = 0.05
@@ -39,8 +39,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.sd = 0.0
     config.label_smoothing = 0.0
     config.grad_norm_clip = 1.0
-    config.eval_every = 200
-    config.checkpoint_every = 200
+    config.eval_every = 160
+    config.checkpoint_every = 160
     config.keep_last = 2
     config.log_every = 10
     config.workers = 0
