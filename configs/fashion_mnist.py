@@ -5,6 +5,9 @@
     python -m trainer.main --config=configs/fashion_mnist.py:student --workdir=runs/student \
         --config.pretrained=runs/pruned --config.teacher_weights=runs/teacher
     python -m trainer.main --config=configs/fashion_mnist.py:scratch --workdir=runs/scratch --config.shape_of=runs/pruned
+
+Two cores of an AMD EPYC, at low priority beside other work: teacher 654 s, student 191 s, scratch 60 s. Test top-1: teacher 81.2,
+student 81.4, scratch 77.5 %.
 """
 
 import ml_collections

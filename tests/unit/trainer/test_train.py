@@ -16,8 +16,9 @@ class _KilledError(Exception):
     """Stands for a kill at the moment when a save begins."""
 
 
+@pytest.mark.parametrize(("eval_every", "evaluated"), [(2, [2]), (3, [])])
 def test_when_a_checkpoint_is_written_the_record_up_to_it_is_complete(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    eval_every: int, evaluated: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a run that goes on from it would lack lines of the steps before."""
 
@@ -32,14 +33,14 @@ def test_when_a_checkpoint_is_written_the_record_up_to_it_is_complete(
         "warmup_steps": 1,
         "batch": 32,
     }
-    every = {"log_every": 1, "eval_every": 2, "checkpoint_every": 2}
+    every = {"log_every": 1, "eval_every": eval_every, "checkpoint_every": 2}
     overrides = [(name, str(value)) for name, value in (values | every).items()]
     monkeypatch.setattr(checkpoint.TrainCheckpoints, "save", kill)
     with pytest.raises(_KilledError):
         train(config.experiment("configs/digits.py:scratch", overrides), tmp_path / "run")
     record = trainings.record(tmp_path / "run")
     assert [line["step"] for line in record if "loss" in line] == [1, 2]
-    assert [line["step"] for line in record if "validation_top1" in line] == [2]
+    assert [line["step"] for line in record if "validation_top1" in line] == evaluated
 
 
 def test_bad_input_leaves_no_workdir_behind(tmp_path: Path) -> None:
