@@ -67,6 +67,17 @@ def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
     return rest
 
 
+def require_usage(extra: Sequence[str], complete: bool, needed: str) -> None:
+    """Refuses arguments that are no flags, or a command line that is not `complete`.
+
+    Raises:
+      UserError: naming the first of `extra`, or what is `needed`.
+    """
+    if extra or not complete:
+        problem = f"unexpected argument {extra[0]!r}" if extra else needed
+        raise UserError(f"{problem} (see --help)")
+
+
 def require_folder(path: Path, flag: str) -> None:
     """Refuses a path at which no folder can be made and written, before any work is done for it.
 

@@ -32,9 +32,8 @@ def main(argv: list[str]) -> dict[str, object]:
     )
     flags.DEFINE_float("window_s", 3.0, "Seconds of throughput load per model and round.", flag_values=values)
     extra = command.parse_flags(values, argv)
-    if extra or not values["model"].value or not values["images"].value:
-        problem = f"unexpected argument {extra[0]!r}" if extra else "--model and --images are needed"
-        raise UserError(f"{problem} (see --help)")
+    complete = bool(values["model"].value and values["images"].value)
+    command.require_usage(extra, complete, "--model and --images are needed")
     folder = Path(values["images"].value)
     images = [path.read_bytes() for path in sorted(folder.rglob("*")) if path.suffix.lower() in _SUFFIXES]
     if not images:

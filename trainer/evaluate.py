@@ -6,7 +6,6 @@ python -m trainer.evaluate --checkpoint=PATH [--split=test] [--dataset=NAME] [--
 from absl import flags
 
 from serving import command
-from serving.command import UserError
 
 _SPLITS = ("train", "validation", "test")
 
@@ -29,9 +28,7 @@ def main(argv: list[str]) -> dict[str, object]:
     )
     flags.DEFINE_integer("batch", 256, "Images per batch.", lower_bound=1, flag_values=values)
     extra = command.parse_flags(values, argv)
-    if extra or not values["checkpoint"].value:
-        problem = f"unexpected argument {extra[0]!r}" if extra else "--checkpoint is needed"
-        raise UserError(f"{problem} (see --help)")
+    command.require_usage(extra, bool(values["checkpoint"].value), "--checkpoint is needed")
     flag = {name: values[name].value for name in ("checkpoint", "split", "dataset", "data_dir", "batch")}
     return _evaluate(**flag)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from absl import flags
 
 from serving import command
-from serving.command import UserError
 from trainer import config
 
 
@@ -26,12 +25,9 @@ def main(argv: list[str]) -> dict[str, object]:
         "workdir", None, "Folder of this run: checkpoints and metrics.jsonl.", flag_values=values
     )
     extra = command.parse_flags(values, rest)
-    if extra or recipe is None or not values["workdir"].value:
-        problem = (
-            f"unexpected argument {extra[0]!r}" if extra else "--config=FILE.py and --workdir=DIR are needed"
-        )
-        raise UserError(f"{problem} (see --help)")
-    experiment = config.experiment(recipe, overrides)
+    complete = bool(recipe and values["workdir"].value)
+    command.require_usage(extra, complete, "--config=FILE.py and --workdir=DIR are needed")
+    experiment = config.experiment(str(recipe), overrides)
     workdir = Path(values["workdir"].value)
     command.require_folder(workdir, "--workdir")
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from absl import flags
 
 from serving import command
-from serving.command import UserError
 from trainer import config
 
 
@@ -29,14 +28,9 @@ def main(argv: list[str]) -> dict[str, object]:
         "workdir", None, "Folder for the cut model, its plan, scores and report.", flag_values=values
     )
     extra = command.parse_flags(values, rest)
-    if extra or recipe is None or not values["checkpoint"].value or not values["workdir"].value:
-        problem = (
-            f"unexpected argument {extra[0]!r}"
-            if extra
-            else "--checkpoint, --config and --workdir are needed"
-        )
-        raise UserError(f"{problem} (see --help)")
-    settings = config.compression(recipe, overrides)
+    complete = bool(recipe and values["checkpoint"].value and values["workdir"].value)
+    command.require_usage(extra, complete, "--checkpoint, --config and --workdir are needed")
+    settings = config.compression(str(recipe), overrides)
     workdir = Path(values["workdir"].value)
     command.require_folder(workdir, "--workdir")
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from absl import flags
 
 from serving import command
-from serving.command import UserError
 
 
 def main(argv: list[str]) -> dict[str, object]:
@@ -52,9 +51,8 @@ def main(argv: list[str]) -> dict[str, object]:
         flag_values=values,
     )
     extra = command.parse_flags(values, argv)
-    if extra or not values["checkpoint"].value or not values["output"].value:
-        problem = f"unexpected argument {extra[0]!r}" if extra else "--checkpoint and --output are needed"
-        raise UserError(f"{problem} (see --help)")
+    complete = bool(values["checkpoint"].value and values["output"].value)
+    command.require_usage(extra, complete, "--checkpoint and --output are needed")
 
     # Imported late: --help answers without starting JAX.
     from trainer.export.job import Request, export

@@ -249,8 +249,10 @@ def test_progress_shows_how_far_it_came_when_its_work_fails(clock: Clock) -> Non
 
 @pytest.mark.parametrize("total", [0, 1])
 def test_progress_of_nothing_to_do_is_no_error(total: int, clock: Clock) -> None:
-    with command.progress(total, "nothing", stream=Stream(terminal=False)):
+    stream = Stream(terminal=False)
+    with command.progress(total, "nothing", stream=stream):
         pass
+    assert stream.getvalue().startswith("nothing ")
 
 
 def test_progress_goes_to_stderr_so_that_stdout_keeps_its_json(capsys: pytest.CaptureFixture[str]) -> None:
