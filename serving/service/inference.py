@@ -12,7 +12,7 @@ from protos import inference_pb2, inference_pb2_grpc
 from serving import codec
 from serving.errors import InvalidInput, ModelNotFound
 from serving.service import reports
-from serving.service.models import Models, deadline_of
+from serving.service.models import Models, ServedModel, deadline_of
 from serving.service.status import answers_with_status
 
 # perf_analyzer looks for "statistics" here before it asks for them.
@@ -70,12 +70,7 @@ class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelStatistics(  # noqa: N802
         self, request: inference_pb2.ModelStatisticsRequest, context: Any
     ) -> inference_pb2.ModelStatisticsResponse:
-        models = list(self._models)
-        if request.name:
-            asked = self._models.find(request.name, request.version)
-            models = [model for model in models if model.name == asked.name]
-        if request.version:
-            models = [model for model in models if model.version == request.version]
+        models = self._asked_for(request.name, request.version)
         return inference_pb2.ModelStatisticsResponse(model_stats=map(reports.model_statistics, models))
 
     @answers_with_status
@@ -96,6 +91,18 @@ class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
             outputs=[codec.encode_output(name, rows) for name in names],
             raw_output_contents=[codec.raw_bytes(rows) for _ in names],
         )
+
+    def _asked_for(self, name: str, version: str) -> list[ServedModel]:
+        """Version `version` of the model `name`; "" is every version, and for both of them every version of every model."""
+        if not name and version:
+            raise InvalidInput(
+                f"version {version!r} is asked for without a model: name the model too, or leave both empty for all"
+            )
+        if name:
+            self._models.find(name, version)
+        return [
+            model for model in self._models if name in ("", model.name) and version in ("", model.version)
+        ]
 
 
 def version() -> str:

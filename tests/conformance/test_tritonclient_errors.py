@@ -147,6 +147,15 @@ def test_reports_on_an_unknown_model_name_what_there_is(
     assert "fragile, tiny" in refused.value.details()
 
 
+def test_statistics_of_a_version_without_a_model_are_invalid_and_the_message_says_what_to_send(
+    stub: service_pb2_grpc.GRPCInferenceServiceStub,
+) -> None:
+    with pytest.raises(grpc.RpcError) as refused:
+        stub.ModelStatistics(service_pb2.ModelStatisticsRequest(version="2"))
+    assert refused.value.code() is INVALID
+    assert re.fullmatch(r"version '2' .*without a model: name the model too, .*", refused.value.details())
+
+
 def test_a_model_that_fails_says_nothing_of_its_insides_and_leaves_its_neighbours_alone(
     stub: service_pb2_grpc.GRPCInferenceServiceStub, server: servers.ServerProcess
 ) -> None:
