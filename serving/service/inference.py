@@ -80,10 +80,11 @@ class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
         began_s = time.monotonic()
         with self._models.call():
             model = self._models.find(request.model_name, request.model_version)
-            inputs = codec.decode_inputs(request, model.inputs, model.batcher.limits.max_batch_size)
-            names = codec.requested_outputs(request, model.outputs)
-            deadline_s = deadline_of(context, _timeout_s(request))
-            rows = await model.answer(inputs[model.inputs[0].name], deadline_s, began_s)
+            with model.failure_counts(began_s):
+                inputs = codec.decode_inputs(request, model.inputs, model.batcher.limits.max_batch_size)
+                names = codec.requested_outputs(request, model.outputs)
+                deadline_s = deadline_of(context, _timeout_s(request))
+                rows = await model.answer(inputs[model.inputs[0].name], deadline_s, began_s)
         return inference_pb2.ModelInferResponse(
             model_name=model.name,
             model_version=model.version,

@@ -35,16 +35,24 @@ class ServedModel:
     batcher: Batcher
     telemetry: ModelTelemetry
 
-    async def answer(self, rows: np.ndarray, deadline_s: float, began_s: float) -> np.ndarray:
-        """The model's output rows for `rows` of a call that began at `began_s`; both times on time.monotonic's clock.
+    @contextmanager
+    def failure_counts(self, began_s: float) -> Iterator[None]:
+        """Counts the call that began at `began_s`, on time.monotonic's clock, as failed if the enclosed work raises.
 
-        Raises what `Batcher.submit` raises.
+        It encloses all that is done for a call once its model is known: a request that cannot be decoded is a failed one too.
         """
         try:
-            answer = await self.batcher.submit(rows, deadline_s)
+            yield
         except BaseException:  # a cancelled call is a failed one in the statistics
             self.telemetry.request_failed(time.monotonic() - began_s)
             raise
+
+    async def answer(self, rows: np.ndarray, deadline_s: float, began_s: float) -> np.ndarray:
+        """The model's output rows for `rows` of a call that began at `began_s`; both times on time.monotonic's clock.
+
+        Counts the call when it is answered; `failure_counts` counts it when it is not. Raises what `Batcher.submit` raises.
+        """
+        answer = await self.batcher.submit(rows, deadline_s)
         self.telemetry.request_succeeded(answer, time.monotonic() - began_s)
         return answer.rows
 

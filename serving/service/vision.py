@@ -31,11 +31,12 @@ class VisionService(vision_pb2_grpc.VisionServicer):
         began_s = time.monotonic()
         with self._models.call():
             model = self._models.find(request.model, request.version)
-            limit = model.batcher.limits.max_queue_rows
-            if not 1 <= len(request.images) <= limit:
-                raise InvalidInput(f"a request takes 1 to {limit} images, got {len(request.images)}")
-            rows = await self._decoder.prepare(request.images, model.preprocessing)
-            logits = await model.answer(rows, deadline_of(context), began_s)
+            with model.failure_counts(began_s):
+                limit = model.batcher.limits.max_queue_rows
+                if not 1 <= len(request.images) <= limit:
+                    raise InvalidInput(f"a request takes 1 to {limit} images, got {len(request.images)}")
+                rows = await self._decoder.prepare(request.images, model.preprocessing)
+                logits = await model.answer(rows, deadline_of(context), began_s)
         response = vision_pb2.ClassifyResponse(model=model.name, version=model.version, id=request.id)
         for probabilities in softmax(logits):
             labels = top_labels(probabilities, request.top_k or DEFAULT_TOP_K, model.labels)

@@ -123,6 +123,24 @@ def test_classify_counts_in_the_statistics_that_infer_counts_in(
     assert after.inference_stats.success.count - before.inference_stats.success.count == 1
 
 
+def test_a_call_that_is_refused_once_its_model_is_found_counts_as_failed_and_no_other_does(
+    client: VisionClient, server: servers.ServerProcess
+) -> None:
+    with triton.InferenceServerClient(server.target) as stock:
+        before = stock.get_inference_statistics("tiny", "2").model_stats[0].inference_stats
+        for pictures in ([b"no picture"], []):
+            with pytest.raises(Invalid):
+                client.classify(pictures, "tiny", version="2")
+        with pytest.raises(Invalid, match="expected FP32"):
+            client.infer("tiny", np.zeros((1, 8, 8, 1)), version="2")
+        with pytest.raises(NotFound):
+            client.classify([bundles.png()], "tiny", version="9")
+        after = stock.get_inference_statistics("tiny", "2").model_stats[0].inference_stats
+    assert after.fail.count - before.fail.count == 3
+    assert after.fail.ns > before.fail.ns
+    assert after.success == before.success
+
+
 def test_the_client_tells_wrong_arrays_and_missing_files_from_lost_servers(
     client: VisionClient, tmp_path: Path
 ) -> None:
