@@ -65,7 +65,7 @@ class Card:
     def from_json(value: Meta) -> "Card":
         """The card that `to_json` wrote."""
         rest = dict(value)
-        model = description.from_json(rest.pop("description"))
+        model = description.require_vit(description.from_json(rest.pop("description")), "a checkpoint")
         preprocess = PreprocessSpec.from_json(rest.pop("preprocess"))
         return Card(model, preprocess, tuple(rest.pop("labels")), rest)
 

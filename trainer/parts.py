@@ -63,9 +63,8 @@ def _student(experiment: Experiment, dataset: Dataset, spec: PreprocessSpec) -> 
         _check_fits(model, dataset, spec, experiment.shape_of)
         return model, None
     channels = dataset.train.images.shape[-1]
-    return description.named(
-        experiment.model, (spec.height, spec.width), channels, len(dataset.class_names)
-    ), None
+    named = description.named(experiment.model, (spec.height, spec.width), channels, len(dataset.class_names))
+    return description.require_vit(named, "training"), None
 
 
 def _check_fits(model: ViT, dataset: Dataset, spec: PreprocessSpec, path: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from serving.command import UserError
 from trainer import description
-from trainer.description import Block, ViT
+from trainer.description import Block, Model, Stem, ViT, require_vit
 
 # Parameters at 224 px with 1,000 classes, as the published code counts them.
 PUBLISHED_PARAMS = {
@@ -19,6 +19,33 @@ PUBLISHED_PARAMS = {
     "ViT-L_16": 304_326_632,
     "ViT-L_32": 306_535_400,
     "ViT-H_14": 632_045_800,
+    "ViT-S_16-gap-norep": 22_049_896,
+    "ViT-S_32-gap-norep": 22_878_184,
+    "ViT-B_16-gap-norep": 86_566_120,
+    "ViT-B_32-gap-norep": 88_222_696,
+    "R+ViT-Ti_16": 6_337_704,
+    "R26+ViT-S_32": 36_431_912,
+    "R26+ViT-B_32": 101_383_976,
+    "R50+ViT-B_16": 98_659_112,
+    "R50+ViT-L_32": 328_994_856,
+}
+# Published too, with no published MACs here; DeiT's are timm's counts.
+ALSO_PUBLISHED_PARAMS = {
+    "ViT-B_8": 86_576_872,
+    "DeiT-Ti_16": 5_717_416,
+    "DeiT-S_16": 22_050_664,
+    "DeiT-B_16": 86_567_656,
+    "DeiT-Ti_16-distilled": 5_910_800,
+    "DeiT-S_16-distilled": 22_436_432,
+    "DeiT-B_16-distilled": 87_338_192,
+    "Mixer-B_16": 59_880_472,
+    "Mixer-B_32": 60_293_428,
+    "Mixer-L_16": 208_196_168,
+    "LiT-B16B": 195_871_489,
+    "LiT-B16B_2": 195_280_897,
+    "LiT-L16L": 638_443_521,
+    "LiT-L16S": 331_140_353,
+    "LiT-L16Ti": 311_913_089,
 }
 # GMACs at 224 and 384 px, rounded as the table that they come from.
 PUBLISHED_GMACS = {
@@ -30,23 +57,32 @@ PUBLISHED_GMACS = {
     "ViT-L_16": (61.55, 191.07),
     "ViT-L_32": (15.38, 45.28),
     "ViT-H_14": (167.3, 503.5),
+    "ViT-S_16-gap-norep": (4.57, 15.46),
+    "ViT-S_32-gap-norep": (1.12, 3.42),
+    "ViT-B_16-gap-norep": (17.47, 55.38),
+    "ViT-B_32-gap-norep": (4.32, 12.95),
+    "R+ViT-Ti_16": (0.43, 1.33),
+    "R26+ViT-S_32": (3.46, 10.26),
+    "R26+ViT-B_32": (6.71, 19.81),
+    "R50+ViT-B_16": (21.54, 67.16),
+    "R50+ViT-L_32": (19.41, 57.14),
 }
 OURS = {"ViT-digits", "ViT-fashion"}
 SMALL = ViT((8, 8), 1, 4, 16, (Block(2, 3, 5, 7), Block(0, 0, 0, 4), Block(1, 2, 2, 0)), 10)
 
 
 def at(name: str, pixels: int) -> ViT:
-    return description.named(name, (pixels, pixels), 3, 1000)
+    return require_vit(description.named(name, (pixels, pixels), 3, 1000), "this test")
 
 
 def test_every_named_variant_is_either_ours_or_checked_against_the_published_counts() -> None:
-    assert set(description.variant_names()) == OURS | PUBLISHED_PARAMS.keys()
+    assert set(description.variant_names()) == OURS | PUBLISHED_PARAMS.keys() | ALSO_PUBLISHED_PARAMS.keys()
     assert PUBLISHED_PARAMS.keys() == PUBLISHED_GMACS.keys()
 
 
-@pytest.mark.parametrize("name", PUBLISHED_PARAMS)
-def test_a_published_variant_has_the_published_number_of_parameters(name: str) -> None:
-    assert description.param_count(at(name, 224)) == PUBLISHED_PARAMS[name]
+@pytest.mark.parametrize(("name", "params"), (PUBLISHED_PARAMS | ALSO_PUBLISHED_PARAMS).items())
+def test_a_published_variant_has_the_published_number_of_parameters(name: str, params: int) -> None:
+    assert description.param_count(description.named(name, (224, 224), 3, 1000)) == params
 
 
 @pytest.mark.parametrize("name", PUBLISHED_GMACS)
@@ -62,7 +98,8 @@ def test_a_published_variant_needs_the_published_macs(name: str, column: int, pi
 @pytest.mark.parametrize("name", PUBLISHED_PARAMS)
 def test_a_published_variant_has_the_published_conventions(name: str) -> None:
     model = at(name, 224)
-    assert (model.pooling, model.gelu, model.norm_eps) == ("cls", "tanh", 1e-6)
+    pooling = "gap" if "gap" in name else "cls"
+    assert (model.pooling, model.gelu, model.norm_eps) == (pooling, "tanh", 1e-6)
 
 
 def test_pixels_that_fill_no_patch_are_not_seen() -> None:
@@ -75,8 +112,28 @@ def test_a_variant_is_known_by_every_usual_spelling(spelling: str) -> None:
     assert at(spelling, 224) == at("ViT-Ti_16", 224)
 
 
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [
+        ("R_Ti_16", "R+ViT-Ti_16"),
+        ("R+Ti/16", "R+ViT-Ti_16"),
+        ("R26_S_32", "R26+ViT-S_32"),
+        ("R50+ViT-L_32", "R50+ViT-L_32"),
+        ("S_16-gap-norep", "ViT-S_16-gap-norep"),
+        ("mixer_b16_224", "Mixer-B_16"),
+        ("vit_tiny_patch16_224", "ViT-Ti_16"),
+        ("vit_large_patch32_384", "ViT-L_32"),
+        ("deit_tiny_distilled_patch16_224", "DeiT-Ti_16-distilled"),
+        ("L16Ti", "LiT-L16Ti"),
+        ("lit-b16b_2", "LiT-B16B_2"),
+    ],
+)
+def test_names_of_other_projects_and_shortened_names_are_known_too(spelling: str, name: str) -> None:
+    assert description.named(spelling, (224, 224), 3, 1000) == description.named(name, (224, 224), 3, 1000)
+
+
 def test_no_two_variants_share_a_spelling() -> None:
-    models = [at(name, 224) for name in description.variant_names()]
+    models = [description.named(name, (224, 224), 3, 1000) for name in description.variant_names()]
     assert len(set(models)) == len(models)
 
 
@@ -107,10 +164,17 @@ def test_the_macs_of_a_small_model_are_those_counted_by_hand() -> None:
         SMALL,
         at("Ti_16", 224),
         dataclasses.replace(SMALL, pooling="gap", gelu="erf", norm_eps=1e-5, blocks=()),
+        *(description.named(name, (224, 224), 3, 1000) for name in description.variant_names()),
     ],
 )
-def test_a_description_comes_back_from_json_as_it_was(model: ViT) -> None:
+def test_a_description_comes_back_from_json_as_it_was(model: Model) -> None:
     assert description.from_json(json.loads(json.dumps(description.to_json(model)))) == model
+
+
+def test_a_description_whose_integers_became_floats_on_the_way_comes_back_as_it_was() -> None:
+    model = description.named("R26+S/32", (224, 224), 3, 1000)
+    through_protobuf = json.loads(json.dumps(description.to_json(model)), parse_int=float)
+    assert description.from_json({**through_protobuf, "schema_version": 1}) == model
 
 
 def test_a_description_that_comes_back_from_json_can_still_be_hashed() -> None:
@@ -121,7 +185,8 @@ def test_a_description_that_comes_back_from_json_can_still_be_hashed() -> None:
     ("change", "message"),
     [
         ({"schema_version": 2}, "schema version 2"),
-        ({"kind": "mixer"}, "kind 'mixer'"),
+        ({"kind": "swin"}, "kind 'swin'"),
+        ({"kind": "mixer"}, "damaged"),
         ({"width": None}, "damaged"),
         ({"width": "wide"}, "damaged"),
         ({"blocks": 3}, "damaged"),
@@ -159,8 +224,30 @@ def test_a_description_with_a_missing_field_is_refused(name: str) -> None:
         ({"blocks": (Block(0, 4, 4, 8),)}, "block 0 has impossible sizes"),
         ({"blocks": (Block(0, 4, 0, 8),)}, "block 0 has impossible sizes"),
         ({"blocks": (Block(2, 4, 4, -8),)}, "block 0 has impossible sizes"),
+        ({"distilled": True, "pooling": "gap"}, "pooling must be cls"),
+        ({"stem": Stem(64, ())}, "of which the stem leaves"),
     ],
 )
 def test_impossible_sizes_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         dataclasses.replace(SMALL, **change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("width", [0, 16, 48])
+def test_a_stem_that_group_norm_cannot_divide_is_refused(width: int) -> None:
+    with pytest.raises(UserError, match="32 groups"):
+        Stem(width, ())
+
+
+@pytest.mark.parametrize(
+    ("name", "grid"), [("R_Ti_16", (7, 7)), ("R26+S/32", (7, 7)), ("R50+B/16", (14, 14))]
+)
+def test_a_hybrid_has_the_tokens_that_its_stem_leaves(name: str, grid: tuple[int, int]) -> None:
+    assert at(name, 224).grid == grid
+
+
+@pytest.mark.parametrize("name", ["Mixer-B_16", "LiT-L16Ti"])
+def test_what_takes_a_vit_refuses_other_models_by_kind(name: str) -> None:
+    model = description.named(name, (224, 224), 3, 1000)
+    with pytest.raises(UserError, match=f"of kind '{model.kind}'; compression takes a ViT"):
+        require_vit(model, "compression")
