@@ -44,7 +44,8 @@ class State(Protocol):
 class Card:
     """What a checkpoint says of itself: the model, how images are prepared for it, its classes, and where it came from.
 
-    `meta` holds stage, dataset, fingerprint, config_text, config_hash, teacher_hash, calibration_hash and step.
+    `meta` holds stage, dataset, fingerprint, config_text, config_hash, teacher_hash, calibration_hash and step; of a training also
+    pretrained_hash, the weights_hash of what it began with.
     """
 
     description: ViT
@@ -158,6 +159,11 @@ def steps(path: Path) -> list[int]:
         if folder.name.isdecimal() and (folder / "meta" / "metadata").is_file()
     )
     return sorted(int(folder.name) for folder in found)
+
+
+def holds_training(path: Path) -> bool:
+    """Whether the newest checkpoint under `path` is one that training goes on from, and not a model alone."""
+    return (_step_folder(path) / "opt").is_dir()
 
 
 def _step_folder(path: Path) -> Path:

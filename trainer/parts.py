@@ -38,11 +38,11 @@ def assemble(experiment: Experiment) -> Parts:
     dataset = open_dataset(experiment.dataset, experiment.data_dir)
     spec = preprocessing(dataset, experiment.image_size)
     teacher = checkpoint.load(experiment.teacher_weights) if experiment.distill_weight > 0 else None
-    model, pretrained = _student(experiment, dataset, spec)
+    model, loaded = _student(experiment, dataset, spec)
     if teacher is not None:
         _check_teacher(teacher, spec, model)
-    card = Card(model, spec, dataset.class_names, _meta(experiment, dataset, teacher))
-    return Parts(dataset, card, pretrained, teacher, _objective(experiment))
+    card = Card(model, spec, dataset.class_names, _meta(experiment, dataset, loaded, teacher))
+    return Parts(dataset, card, loaded.params if loaded else None, teacher, _objective(experiment))
 
 
 def preprocessing(dataset: Dataset, image_size: int) -> PreprocessSpec:
@@ -53,11 +53,11 @@ def preprocessing(dataset: Dataset, image_size: int) -> PreprocessSpec:
     return PreprocessSpec(color=color, height=image_size, width=image_size, mean=scale, std=scale)
 
 
-def _student(experiment: Experiment, dataset: Dataset, spec: PreprocessSpec) -> tuple[ViT, Params | None]:
+def _student(experiment: Experiment, dataset: Dataset, spec: PreprocessSpec) -> tuple[ViT, Loaded | None]:
     if experiment.pretrained:
         loaded = checkpoint.load(experiment.pretrained)
         _check_fits(loaded.description, dataset, spec, experiment.pretrained)
-        return loaded.description, loaded.params
+        return loaded.description, loaded
     if experiment.shape_of:
         model = checkpoint.load_card(experiment.shape_of).description
         _check_fits(model, dataset, spec, experiment.shape_of)
@@ -96,7 +96,9 @@ def _objective(experiment: Experiment) -> Objective:
     return objectives.classification(experiment.label_smoothing)
 
 
-def _meta(experiment: Experiment, dataset: Dataset, teacher: Loaded | None) -> checkpoint.Meta:
+def _meta(
+    experiment: Experiment, dataset: Dataset, pretrained: Loaded | None, teacher: Loaded | None
+) -> checkpoint.Meta:
     stage = "distilled" if teacher else "scratch" if experiment.shape_of else "trained"
     return {
         "stage": stage,
@@ -105,6 +107,8 @@ def _meta(experiment: Experiment, dataset: Dataset, teacher: Loaded | None) -> c
         "fingerprint": dataset.fingerprint,
         "config_text": resolved_text(experiment),
         "config_hash": config_hash(experiment),
+        "pretrained_hash": pretrained.meta["weights_hash"] if pretrained else "",
         "teacher_hash": teacher.meta["weights_hash"] if teacher else "",
-        "calibration_hash": "",
+        # The images that a cut was made from stay part of what it becomes.
+        "calibration_hash": pretrained.meta.get("calibration_hash", "") if pretrained else "",
     }

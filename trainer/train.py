@@ -4,6 +4,8 @@ Order of a step: take the batch, step, log, evaluate, save, listen for preemptio
 """
 
 import dataclasses
+import hashlib
+import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -13,7 +15,7 @@ import jax
 
 from serving.command import ExitCode, UserError, progress
 from trainer import description, optim, step
-from trainer.checkpoint import Card, TrainCheckpoints, load_card
+from trainer.checkpoint import Card, TrainCheckpoints, holds_training, load_card, steps
 from trainer.config import Experiment, refuse_changes
 from trainer.data.global_batch import input_share, to_global
 from trainer.data.pipeline import train_batches
@@ -34,6 +36,7 @@ def train(experiment: Experiment, workdir: Path) -> dict[str, object]:
     Raises:
       UserError: for bad input, for a workdir of another run, and (code 42) when preempted, with the state saved.
     """
+    _refuse_a_model(workdir)
     parts = assemble(experiment)
     run = _Run(experiment, parts, workdir)
     return run.to_the_end()
@@ -181,19 +184,38 @@ class _Run:
         )
 
 
+def _refuse_a_model(workdir: Path) -> None:
+    """Refuses a workdir with what compression wrote, or another model alone: there is no training to go on with."""
+    if steps(workdir) and not holds_training(workdir):
+        stage = load_card(workdir).meta["stage"]
+        raise UserError(
+            f"{workdir} holds a {stage} model, not a training run; give another --workdir "
+            f"(to train this model further, with --config.pretrained={workdir})"
+        )
+
+
 def _check_same_run(workdir: Path, experiment: Experiment, card: Card) -> None:
     stored = load_card(workdir)
     refuse_changes(stored.meta["config_text"], experiment)
     for name, old, new in (
-        ("model description", stored.description, card.description),
-        ("preprocessing", stored.preprocess, card.preprocess),
-        ("data set", stored.meta["fingerprint"], card.meta["fingerprint"]),
-        ("teacher", stored.meta["teacher_hash"], card.meta["teacher_hash"]),
+        ("a model of another shape", *map(_shape, (stored, card))),
+        ("other preprocessing", stored.preprocess, card.preprocess),
+        ("another data set", *(one.meta["fingerprint"] for one in (stored, card))),
+        ("other pretrained weights", *(one.meta.get("pretrained_hash", "") for one in (stored, card))),
+        ("another teacher", *(one.meta["teacher_hash"] for one in (stored, card))),
     ):
         if old != new:
             raise UserError(
-                f"{workdir} holds a run with another {name}: {old} there, {new} now; give another --workdir"
+                f"{workdir} holds a run with {name}: {old or 'none'} there, {new or 'none'} now; "
+                "give another --workdir, or what that run began with"
             )
+
+
+def _shape(card: Card) -> str:
+    """The model's size, and the sha256 of its description, in which any two differ."""
+    text = json.dumps(card.to_json()["description"], sort_keys=True)
+    size = description.param_count(card.description)
+    return f"{size:,} parameters (description {hashlib.sha256(text.encode()).hexdigest()[:12]})"
 
 
 def _announce(

@@ -139,7 +139,7 @@ def test_the_workdir_of_another_command_is_refused_and_nothing_is_lost(runs: Run
     before = files(other)
     code, output, log = train(other, runs.arguments)
     assert (code, output) == (2, "")
-    assert log.splitlines()[-1].startswith("error: the workdir holds the checkpoint of another run: ")
+    assert log.splitlines()[-1].startswith(f"error: {other} holds a trained model, not a training run; give")
     assert files(other) == before
 
 

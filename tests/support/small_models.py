@@ -85,9 +85,16 @@ def with_layer(teacher: ViT, position: int, **changes: Any) -> Plan:
 
 
 def save_digits(
-    workdir: Path, model: ViT = SMALL, params: Params | None = None, labels: tuple[str, ...] = DIGITS
+    workdir: Path,
+    model: ViT = SMALL,
+    params: Params | None = None,
+    labels: tuple[str, ...] = DIGITS,
+    **changed: str,
 ) -> Params:
-    """Writes a checkpoint for the embedded digits, of random weights unless given, and returns its parameters."""
+    """Writes a checkpoint for the embedded digits, of random weights unless given, and returns its parameters.
+
+    `changed` stands in place of what its meta would say.
+    """
     params = random_params(model) if params is None else params
     meta = {
         "stage": "trained",
@@ -98,6 +105,7 @@ def save_digits(
         "config_hash": "c0ffee",
         "teacher_hash": "",
         "calibration_hash": "",
+        **changed,
     }
     checkpoint.save_model(workdir, checkpoint.Card(model, DIGITS_SPEC, labels, meta), params)
     return params

@@ -1,4 +1,8 @@
-"""What may change when a run goes on: where things are and how often they happen, never what is learnt."""
+"""What may change when a run goes on: where things are and how often they happen, never what is learnt.
+
+Of a checkpoint or a data set only the path is configuration: whether the same thing still lies there is for the run to check, by
+the hashes in its own checkpoint.
+"""
 
 from serving.command import UserError
 from trainer.config.experiment import Experiment
@@ -7,6 +11,9 @@ from trainer.config.fields import flatten, from_text
 MAY_CHANGE_ON_RESUME = frozenset(
     {
         "data_dir",
+        "pretrained",
+        "shape_of",
+        "teacher_weights",
         "batch_eval",
         "log_every",
         "eval_every",

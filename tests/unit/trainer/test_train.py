@@ -1,14 +1,18 @@
 """The training loop in this process; what it takes to interrupt it for real is in tests/processes."""
 
+import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
 
+from serving.bundle import read_bundle
 from serving.command import UserError
 from tests.support import trainings
-from tests.support.small_models import save_digits
+from tests.support.small_models import SMALL, random_params, save_digits
 from trainer import checkpoint, config
 from trainer.checkpoint import Card, State
+from trainer.export.__main__ import main as export
 from trainer.train import train
 
 
@@ -41,6 +45,89 @@ def test_when_a_checkpoint_is_written_the_record_up_to_it_is_complete(
     record = trainings.record(tmp_path / "run")
     assert [line["step"] for line in record if "loss" in line] == [1, 2]
     assert [line["step"] for line in record if "validation_top1" in line] == evaluated
+
+
+def _settings(recipe: str, **values: object) -> config.Experiment:
+    """Two steps of a small model."""
+    small = {"image_size": 8, "total_steps": 2, "warmup_steps": 1, "batch": 32, "checkpoint_every": 1}
+    overrides = [(name, str(value)) for name, value in (small | values).items()]
+    return config.experiment(f"configs/digits.py:{recipe}", overrides)
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a cut model, a teacher, and the finished run that distilled one into the other."""
+    folder = tmp_path_factory.mktemp("student")
+    save_digits(folder / "cut", stage="pruned", calibration_hash="of the images")
+    save_digits(folder / "teacher", params=random_params(SMALL, seed=1))
+    train(_distillation(folder), folder / "run")
+    return folder
+
+
+def _distillation(folder: Path) -> config.Experiment:
+    return _settings("student", pretrained=folder / "cut", teacher_weights=folder / "teacher")
+
+
+def test_the_same_weights_under_other_paths_are_the_same_run(student: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(student, tmp_path / "moved")
+    assert train(_distillation(moved), student / "run")["resumed_from"] == 2
+
+
+@pytest.mark.parametrize(
+    ("which", "named"), [("cut", "other pretrained weights"), ("teacher", "another teacher")]
+)
+def test_other_weights_under_the_same_path_are_another_run(
+    which: str, named: str, student: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(student, tmp_path / "again")
+    shutil.rmtree(folder / which)
+    save_digits(folder / which, params=random_params(SMALL, seed=2))
+    files = trainings.files(folder)
+    with pytest.raises(
+        UserError, match=rf"run holds a run with {named}: [0-9a-f]+ there, [0-9a-f]+ now; give"
+    ):
+        train(_distillation(folder), folder / "run")
+    assert trainings.files(folder) == files
+
+
+def test_another_shape_under_the_same_path_is_another_run(tmp_path: Path) -> None:
+    settings = _settings("scratch", shape_of=tmp_path / "shape")
+    save_digits(tmp_path / "shape")
+    train(settings, tmp_path / "run")
+    shutil.rmtree(tmp_path / "shape")
+    save_digits(tmp_path / "shape", dataclasses.replace(SMALL, width=8))
+    with pytest.raises(
+        UserError, match=r"a model of another shape: 4,986 parameters \S+ \w+\) there, 2,578 parameters"
+    ):
+        train(settings, tmp_path / "run")
+
+
+def test_a_run_begun_anew_is_not_taken_for_one_that_began_with_weights(student: Path) -> None:
+    with pytest.raises(UserError, match=r"other pretrained weights: \w{64} there, none now"):
+        train(
+            _settings("student", shape_of=student / "cut", teacher_weights=student / "teacher"),
+            student / "run",
+        )
+
+
+def test_the_calibration_images_of_a_cut_are_named_by_the_bundle_of_its_student(
+    student: Path, tmp_path: Path
+) -> None:
+    assert checkpoint.load_card(student / "run").meta["calibration_hash"] == "of the images"
+    export([f"--checkpoint={student / 'run'}", f"--output={tmp_path / 'student' / '1'}", "--threads=1"])
+    provenance = read_bundle(tmp_path / "student" / "1").manifest.provenance
+    assert (provenance.stage, provenance.calibration_hash) == ("distilled", "of the images")
+
+
+def test_a_cut_model_is_no_workdir_to_train_in_and_is_kept(student: Path) -> None:
+    files = trainings.files(student / "cut")
+    with pytest.raises(UserError) as refused:
+        train(_settings("scratch", shape_of=student / "cut"), student / "cut")
+    assert str(refused.value) == (
+        f"{student / 'cut'} holds a pruned model, not a training run; give another --workdir "
+        f"(to train this model further, with --config.pretrained={student / 'cut'})"
+    )
+    assert trainings.files(student / "cut") == files
 
 
 def test_bad_input_leaves_no_workdir_behind(tmp_path: Path) -> None:
