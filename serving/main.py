@@ -62,7 +62,12 @@ def _flags() -> flags.FlagValues:
     whole("threads", usual.threads, "Threads of a model's runtime; 0: one per core.", 0, 1024)
     whole("max_batch_size", usual.max_batch_size, "Rows computed together at most.", 1, 65_536)
     real("max_delay_ms", usual.max_delay_s * 1e3, "How long queued requests may wait for company.", 0.0)
-    whole("max_queue_rows", usual.max_queue_rows, "Rows of a model that may wait; more are refused.", 1)
+    whole(
+        "max_queue_rows",
+        usual.max_queue_rows,
+        "Rows of a model that may wait; more are refused. At least a batch.",
+        1,
+    )
     text("precision", usual.precision, "Model file to serve of each bundle, fp32 or int8; empty: its first.")
     real("drain_s", 30.0, "Seconds that calls under way get to finish after SIGTERM.", 0.0)
     whole(

@@ -47,9 +47,12 @@ class ServerOptions:
       model_repository: folder of NAME/VERSION bundles.
       host, port: where to listen; port 0 takes a free one.
       threads: of one model's runtime, and for decoding images; 0 is one for each core this process may use.
-      max_batch_size, max_delay_s, max_queue_rows: see `BatchLimits`.
+      max_batch_size, max_delay_s, max_queue_rows: see `BatchLimits`; the queue holds at least one batch.
       precision: which model file of each bundle; "" is its first.
       max_message_bytes: largest message taken or sent; 0 derives it from the largest batch.
+
+    Raises:
+      UserError: when the queue cannot hold one full batch.
     """
 
     model_repository: Path
@@ -61,6 +64,13 @@ class ServerOptions:
     max_queue_rows: int = 256
     precision: str = ""
     max_message_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_queue_rows < self.max_batch_size:
+            raise UserError(
+                f"--max_queue_rows={self.max_queue_rows} is below --max_batch_size={self.max_batch_size}: a full "
+                "batch would be refused for ever; raise the one or lower the other"
+            )
 
     @property
     def thread_count(self) -> int:

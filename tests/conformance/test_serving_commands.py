@@ -90,6 +90,11 @@ def test_a_bad_flag_is_refused_by_name(repository: Path, flag: str, reason: str)
     assert_refused(ended, reason)
 
 
+def test_a_queue_that_holds_no_full_batch_is_refused_with_both_sizes(repository: Path) -> None:
+    arguments = (f"--model_repository={repository}", "--port=0", "--max_batch_size=8", "--max_queue_rows=7")
+    assert_refused(servers.run("serving.main", *arguments), "--max_queue_rows=7", "--max_batch_size=8")
+
+
 def test_the_client_command_prints_a_table_and_one_json_object(
     server: servers.ServerProcess, tmp_path: Path
 ) -> None:
