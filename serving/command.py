@@ -112,11 +112,26 @@ def run_command(
     sys.exit(int(_outcome(main, list(sys.argv[1:] if argv is None else argv))))
 
 
+def json_text(value: object) -> str:
+    """`value` as JSON on one line. JSON has no NaN and no infinity, which a diverged run may report: they become null."""
+    return json.dumps(_finite(value), allow_nan=False)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return value
+
+
 def _outcome(main: Callable[[list[str]], Mapping[str, object] | None], argv: list[str]) -> ExitCode:
     try:
         result = main(argv)
         if result is not None:
-            print(json.dumps(result), flush=True)
+            print(json_text(result), flush=True)
     except _HelpShown:
         return ExitCode.DONE
     except UserError as error:

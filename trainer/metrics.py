@@ -1,23 +1,40 @@
 """The record of a run: one JSON object a line, fetched from the device one entry late so that the host never waits."""
 
 import json
+import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
+from serving.command import json_text
+
+_log = logging.getLogger(__name__)
+
 
 class MetricsWriter:
-    """Appends to `workdir/metrics.jsonl`; only process 0 writes. Lines after `start_step` (of a killed run) are dropped."""
+    """Appends to `workdir/metrics.jsonl`; only process 0 writes. Lines after `start_step` (of a killed run) are dropped.
+
+    A value that is no finite number is written as null.
+    """
 
     def __init__(self, workdir: Path, start_step: int) -> None:
         self._path = workdir / "metrics.jsonl"
         self._writes = jax.process_index() == 0
         self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
+        self._kept: set[tuple[int, frozenset[str]]] = set()
         self.latest: dict[str, float] = {}
         if self._writes:
-            kept = [line for line in _lines(self._path) if json.loads(line)["step"] <= start_step]
-            self._path.write_text("".join(line + "\n" for line in kept))
+            self._keep([entry for entry in _entries(self._path) if entry["step"] <= start_step])
+
+    def _keep(self, entries: list[dict[str, Any]]) -> None:
+        """The record with just `entries`, whole at any moment, so that a kill now loses nothing."""
+        self._kept = {(entry["step"], frozenset(entry)) for entry in entries}
+        draft = self._path.with_suffix(".draft")
+        draft.write_text("".join(json_text(entry) + "\n" for entry in entries))
+        os.replace(draft, self._path)
 
     def queue(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
         """Takes metrics that may still be on their way, and writes those taken before."""
@@ -33,15 +50,37 @@ class MetricsWriter:
             self.write(step, self.latest)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends one line now."""
-        if self._writes:
+        """Appends one line now, unless a restart has kept the line with these values of this step."""
+        entry = {"step": step, **values}
+        if self._writes and (step, frozenset(entry)) not in self._kept:
             with self._path.open("a") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
+                file.write(json_text(entry) + "\n")
 
 
-def _lines(path: Path) -> list[str]:
+def _entries(path: Path) -> list[dict[str, Any]]:
+    """What the whole lines of the file say. Lines that no run has written are left out, with a warning."""
     if not path.is_file():
         return []
-    text = path.read_text()
+    text = path.read_text(errors="replace")
     whole = text[: text.rfind("\n") + 1]  # a kill may have cut the last line
-    return whole.splitlines()
+    entries = []
+    for number, line in enumerate(whole.split("\n")[:-1], 1):
+        entry = _entry(line)
+        if entry is None:
+            _log.warning(
+                '%s, line %d is no record of a step and is left out: %.60r; lines look like {"step": 1, …}',
+                path,
+                number,
+                line,
+            )
+        else:
+            entries.append(entry)
+    return entries
+
+
+def _entry(line: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) and type(value.get("step")) is int else None

@@ -119,6 +119,7 @@ def test_a_finished_run_started_again_says_the_same_and_trains_nothing(runs: Run
         line for line in trainings.record(runs.whole) if line["step"] == 100 and "validation_top1" in line
     )
     assert said["validation_top1"] == last["validation_top1"]
+    assert trainings.record(workdir) == trainings.record(runs.whole)
     trainings.assert_same_parameters(workdir, runs.whole)
 
 

@@ -55,6 +55,12 @@ def test_the_result_is_one_json_object_on_the_last_line_of_stdout(capsys: pytest
     assert err == ""
 
 
+def test_numbers_that_json_cannot_hold_are_null_in_the_result(capsys: pytest.CaptureFixture[str]) -> None:
+    nested = {"loss": float("nan"), "deep": [{"rate": float("inf")}, (-float("inf"), 0.5)], "steps": 2}
+    assert ended_with(lambda argv: nested) == ExitCode.DONE
+    assert capsys.readouterr().out == '{"loss": null, "deep": [{"rate": null}, [null, 0.5]], "steps": 2}\n'
+
+
 def test_a_command_without_a_result_prints_none(capsys: pytest.CaptureFixture[str]) -> None:
     assert ended_with(lambda argv: None) == 0
     assert capsys.readouterr() == ("", "")

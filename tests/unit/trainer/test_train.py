@@ -70,7 +70,10 @@ def _distillation(folder: Path) -> config.Experiment:
 
 def test_the_same_weights_under_other_paths_are_the_same_run(student: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(student, tmp_path / "moved")
+    record = trainings.record(student / "run")
+    assert [line["step"] for line in record if "validation_top1" in line] == [2]
     assert train(_distillation(moved), student / "run")["resumed_from"] == 2
+    assert trainings.record(student / "run") == record  # a finished run adds nothing
 
 
 @pytest.mark.parametrize(
