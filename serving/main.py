@@ -73,7 +73,7 @@ def _flags() -> flags.FlagValues:
     whole(
         "max_message_bytes",
         usual.max_message_bytes,
-        "Largest message; 0: from the largest batch.",
+        "Largest message in bytes, taken or sent; 0: a full batch fits, at least 64 MiB. Beyond it: RESOURCE_EXHAUSTED.",
         0,
         2**31 - 1,
     )

@@ -49,7 +49,7 @@ class ServerOptions:
       threads: of one model's runtime, and for decoding images; 0 is one for each core this process may use.
       max_batch_size, max_delay_s, max_queue_rows: see `BatchLimits`; the queue holds at least one batch.
       precision: which model file of each bundle; "" is its first.
-      max_message_bytes: largest message taken or sent; 0 derives it from the largest batch.
+      max_message_bytes: largest message taken or sent; 0 derives it from the largest batch. gRPC itself ends calls beyond it.
 
     Raises:
       UserError: when the queue cannot hold one full batch.

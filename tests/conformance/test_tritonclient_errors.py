@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from serving.client import Overloaded, VisionClient
 from tests.support import bundles, servers
 
 # tritonclient ships no types, so this is one in name only.
@@ -154,6 +156,32 @@ def test_statistics_of_a_version_without_a_model_are_invalid_and_the_message_say
         stub.ModelStatistics(service_pb2.ModelStatisticsRequest(version="2"))
     assert refused.value.code() is INVALID
     assert re.fullmatch(r"version '2' .*without a model: name the model too, .*", refused.value.details())
+
+
+def test_a_message_above_the_limit_is_resource_exhausted_and_the_server_goes_on(tmp_path: Path) -> None:
+    bundles.write_tiny(tmp_path)
+    limit = 4096
+    with (
+        servers.serving(tmp_path, f"--max_message_bytes={limit}") as server,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        sizes = rf" \(\d+ vs\. {limit}\)"
+        for compression, said in ((grpc.Compression.NoCompression, sizes), (grpc.Compression.Gzip, "")):
+            large = good_request()
+            large.raw_input_contents[0] = bytes(10 * limit)
+            with pytest.raises(grpc.RpcError) as refused:
+                stub.ModelInfer(large, compression=compression)
+            assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert re.search(f"message larger than max{said}$", refused.value.details())
+            assert stub.ModelInfer(good_request()).outputs[0].shape[:] == [2, 10]
+        [model] = stub.ModelStatistics(service_pb2.ModelStatisticsRequest(name="tiny")).model_stats
+        assert model.inference_stats.fail.count == 0, "refused before any model is looked for"
+        with (
+            VisionClient(server.target) as client,
+            pytest.raises(Overloaded, match=f"larger than max .*{limit}"),
+        ):
+            client.classify([bytes(10 * limit)], "tiny")
 
 
 def test_a_model_that_fails_says_nothing_of_its_insides_and_leaves_its_neighbours_alone(
