@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from protos import bundle_pb2
+from serving.batching.padding import buckets_within
 from serving.bundle import Bundle, BundleError, read_bundle
 from serving.command import UserError
 from serving.errors import ModelNotFound
@@ -59,8 +60,25 @@ class Entry:
 class Repository:
     """Loads every bundle of a folder and finds them by name and version."""
 
-    def __init__(self, root: Path, open_runtime: OpenRuntime, threads: int, precision: str = "") -> None:
+    def __init__(
+        self,
+        root: Path,
+        open_runtime: OpenRuntime,
+        threads: int,
+        precision: str = "",
+        max_batch_size: int = 0,
+    ) -> None:
+        """The folder `root`, of which nothing is read yet.
+
+        Args:
+          root: the folder of NAME/VERSION bundles.
+          open_runtime: opens a model file with the engine of a name, on so many threads.
+          threads: of each model's runtime.
+          precision: which model file of each bundle; "" is its first.
+          max_batch_size: rows of the largest batch that models will be run on; 0 is each bundle's largest bucket.
+        """
         self._root, self._open, self._threads, self._precision = root, open_runtime, threads, precision
+        self._max_batch_size = max_batch_size
         self._models: dict[str, dict[str, LoadedModel]] = {}
         self._entries: list[Entry] = []
 
@@ -109,10 +127,15 @@ class Repository:
         runtime = self._open(model_path, file.runtime, self._threads)
         model = LoadedModel(path.parent.name, path.name, file.precision, bundle, runtime)
         _check_golden(model, file.tolerance)
-        shape = bundle.golden_inputs[model.input_name].shape[1:]
-        for bucket in bundle.manifest.batch_buckets:
-            _answer(model, np.zeros((bucket, *shape), np.float32))
+        self._warm(model)
         return model
+
+    def _warm(self, model: LoadedModel) -> None:
+        """Runs `model` once at each size that its batches will be padded to."""
+        buckets = model.bundle.manifest.batch_buckets
+        shape = model.bundle.golden_inputs[model.input_name].shape[1:]
+        for bucket in buckets_within(self._max_batch_size or max(buckets, default=1), buckets):
+            _answer(model, np.zeros((bucket, *shape), np.float32))
 
     def get(self, name: str, version: str = "") -> LoadedModel:
         """The model called `name`, its newest version when none is asked for.

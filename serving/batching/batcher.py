@@ -106,9 +106,7 @@ class Batcher:
         """
         self._run = run
         self._limits = limits
-        # Without buckets nothing is padded; with them the largest batch must be one, or it would be padded beyond the limit.
-        fitting = {bucket for bucket in limits.buckets if bucket <= limits.max_batch_size}
-        self._buckets = sorted({*fitting, limits.max_batch_size}) if limits.buckets else []
+        self._buckets = padding.buckets_within(limits.max_batch_size, limits.buckets)
         self._on_batch = on_batch
         self._clock = clock
         self._pool = executor or ThreadPoolExecutor(limits.concurrency, thread_name_prefix="batch")

@@ -8,6 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 
 
+def buckets_within(max_batch_size: int, buckets: Sequence[int]) -> list[int]:
+    """The sizes, ascending, that batches of at most `max_batch_size` rows are padded to: every one of `buckets` that fits, and
+    `max_batch_size` itself, or the largest batches would be padded beyond it. Empty without buckets: then nothing is padded.
+    """
+    fitting = {bucket for bucket in buckets if bucket <= max_batch_size}
+    return sorted({*fitting, max_batch_size}) if buckets else []
+
+
 def bucket_for(rows: int, buckets: Sequence[int]) -> int:
     """The smallest of `buckets` that holds `rows` rows, or `rows` itself where none does."""
     return min((bucket for bucket in buckets if bucket >= rows), default=rows)

@@ -115,7 +115,11 @@ class Server:
           UserError: when there is nothing to serve, or the port is taken.
         """
         repository = Repository(
-            options.model_repository, open_runtime, options.thread_count, options.precision
+            options.model_repository,
+            open_runtime,
+            options.thread_count,
+            options.precision,
+            options.max_batch_size,
         )
         repository.load_all()
         models = Models(repository, options.limits)

@@ -249,6 +249,18 @@ def test_every_bucket_is_run_once_before_a_model_is_ready(tmp_path: Path, add: A
     assert fake.batches == [2, 1, 2, 4, 8]  # the golden images, then the buckets
 
 
+@pytest.mark.parametrize(
+    ("max_batch_size", "warmed"), [(6, [1, 2, 4, 6]), (8, [1, 2, 4, 8]), (20, [1, 2, 4, 8, 20])]
+)
+def test_the_largest_batch_is_warmed_and_no_bucket_beyond_it(
+    tmp_path: Path, add: Any, max_batch_size: int, warmed: list[int]
+) -> None:
+    add("tiny/1")
+    fake = Fake(bundles.logits)
+    Repository(tmp_path, lambda *_: fake, 1, max_batch_size=max_batch_size).load_all()
+    assert fake.batches == [2, *warmed]
+
+
 def only_two(images: Array) -> Array:
     if len(images) != 2:
         raise RuntimeError("the batch is\nbaked in")
