@@ -3,7 +3,8 @@
     python -m serving.main --model_repository=REPO --port=8001
 
 One line for each model and one for the address go to stderr. Once calls are taken, stdout gets a JSON line
-{"event": "ready", "port": …, "models": […]}, which scripts may wait for. SIGTERM or SIGINT drains and ends it with exit code 0.
+{"event": "ready", "port": …, "models": [NAME/VERSION…], "refused": {NAME/VERSION: reason…}}, which scripts may wait for. SIGTERM or
+SIGINT drains and ends it with exit code 0.
 """
 
 import asyncio
@@ -42,7 +43,9 @@ async def serve(options: ServerOptions, drain_s: float) -> dict[str, object]:
     for loaded in server.loaded:
         print(f"loaded {loaded.name} version {loaded.version} ({loaded.precision})", file=sys.stderr)
     print(f"serving on {options.host}:{server.port}", file=sys.stderr, flush=True)
-    print(json.dumps({"event": "ready", "port": server.port, "models": names}), flush=True)
+    refused = {f"{entry.name}/{entry.version}": entry.reason for entry in server.refused}
+    ready = {"event": "ready", "port": server.port, "models": names, "refused": refused}
+    print(json.dumps(ready), flush=True)
     await stop.wait()
     print("draining", file=sys.stderr, flush=True)
     await server.stop(drain_s)

@@ -20,7 +20,7 @@ from protos import inference_pb2_grpc, vision_pb2_grpc
 from serving import codec
 from serving.batching import BatchLimits
 from serving.command import UserError
-from serving.repository import LoadedModel, Repository
+from serving.repository import Entry, LoadedModel, Repository
 from serving.runtime.select import open_runtime
 from serving.service.decoding import Decoder
 from serving.service.health import Health
@@ -137,6 +137,11 @@ class Server:
     def loaded(self) -> list[LoadedModel]:
         """The models that are served."""
         return list(self._repository.models())
+
+    @property
+    def refused(self) -> list[Entry]:
+        """The versions that were found and are not served, each with its reason."""
+        return [entry for entry in self._repository.index() if entry.state == "UNAVAILABLE"]
 
     async def stop(self, drain_s: float) -> None:
         """Drains for `drain_s` at most, then ends; a call that takes longer is cut off, and the log says so."""

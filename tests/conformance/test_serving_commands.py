@@ -30,6 +30,7 @@ def test_a_server_announces_itself_serves_and_ends_cleanly(repository: Path) -> 
     with servers.serving(repository) as server:
         assert server.ready["event"] == "ready"
         assert server.ready["models"] == ["tiny/1"]
+        assert server.ready["refused"] == {}
         with VisionClient(server.target) as client:
             assert client.ready("tiny")
         ended = server.stop()
@@ -73,6 +74,8 @@ def test_an_altered_bundle_is_refused_and_a_whole_one_beside_it_is_served(reposi
     with servers.serving(repository) as server:
         assert server.ready["models"] == ["whole/1"]
         assert "tiny version 1 is not served" in server.errors()
+        assert list(server.ready["refused"]) == ["tiny/1"]
+        assert "model.onnx is not what was written" in server.ready["refused"]["tiny/1"]
 
 
 @pytest.mark.parametrize(
