@@ -26,12 +26,11 @@ class Tally:
 
 @dataclass
 class BatchTally:
-    """The executions of one batch size (rows without padding), and the padding rows that they carried in all."""
+    """The executions of one batch size (rows without padding)."""
 
     compute_input: Tally = field(default_factory=Tally)
     compute_infer: Tally = field(default_factory=Tally)
     compute_output: Tally = field(default_factory=Tally)
-    padding_rows: int = 0
 
 
 class ModelTelemetry:
@@ -61,7 +60,6 @@ class ModelTelemetry:
         batch.compute_input.add(record.gather_s)
         batch.compute_infer.add(record.run_s)
         batch.compute_output.add(record.scatter_s)
-        batch.padding_rows += record.padded_rows - record.rows
 
     def request_succeeded(self, answer: Answer, total_s: float) -> None:
         """Counts one answered request that took `total_s` from arrival to answer."""

@@ -50,10 +50,9 @@ class BatchLimits:
 
 @dataclass(frozen=True)
 class BatchRecord:
-    """One executed batch: its rows, the size it was padded to, and where its time went."""
+    """One executed batch: its rows without padding, and where its time went."""
 
     rows: int
-    padded_rows: int
     gather_s: float
     run_s: float
     scatter_s: float
@@ -271,7 +270,5 @@ class Batcher:
         if len(outputs) != bucket:
             raise RuntimeError(f"the model answered {len(outputs)} rows to a batch of {bucket}")
         answers = padding.scatter(outputs, sizes)
-        record = BatchRecord(
-            sum(sizes), bucket, gathered_s - began_s, ran_s - gathered_s, self._clock() - ran_s
-        )
+        record = BatchRecord(sum(sizes), gathered_s - began_s, ran_s - gathered_s, self._clock() - ran_s)
         return record, answers

@@ -6,12 +6,12 @@ from serving.batching import Answer, BatchRecord
 from serving.telemetry import ModelTelemetry, Tally
 
 
-def record(rows: int, padded_rows: int) -> BatchRecord:
-    return BatchRecord(rows, padded_rows, gather_s=0.001, run_s=0.02, scatter_s=0.0003)
+def record(rows: int) -> BatchRecord:
+    return BatchRecord(rows, gather_s=0.001, run_s=0.02, scatter_s=0.0003)
 
 
 def answer(rows: int) -> Answer:
-    return Answer(np.zeros((rows, 2)), queue_s=0.005, batch=record(4, 4))
+    return Answer(np.zeros((rows, 2)), queue_s=0.005, batch=record(4))
 
 
 def test_a_model_that_did_nothing_reports_zeros() -> None:
@@ -43,10 +43,8 @@ def test_failures_count_apart_and_leave_the_rest_alone() -> None:
 
 def test_batches_count_by_their_size_without_padding() -> None:
     telemetry = ModelTelemetry()
-    for rows, padded_rows in ((3, 4), (3, 4), (8, 8)):
-        telemetry.batch_ran(record(rows, padded_rows))
+    for rows in (3, 3, 8):
+        telemetry.batch_ran(record(rows))
     assert telemetry.execution_count == 3
     assert sorted(telemetry.batches) == [3, 8]
     assert telemetry.batches[3].compute_infer == Tally(2, 40_000_000)
-    assert telemetry.batches[3].padding_rows == 2
-    assert telemetry.batches[8].padding_rows == 0
