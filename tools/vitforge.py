@@ -32,6 +32,7 @@ VERBS = {
     "serve": _Verb("serving.main", "serve bundles over gRPC", _SERVING, "serve"),
     "classify": _Verb("serving.client", "ask a server what images show"),
     "bench": _Verb("tools.bench_serving", "throughput and latency of a running server"),
+    "models": _Verb("tools.models", "every model by name: parameters, sizes, multiply-accumulates"),
     "launch": _Verb("tools.launch", "run a command as the processes of a distributed job"),
     "quickstart": _Verb(
         "tools.quickstart", "the whole job on real handwritten digits", _TRAINING + _SERVING, "train,serve"
