@@ -210,6 +210,7 @@ def test_a_manifest_cannot_point_outside_its_bundle(written: Path) -> None:
     assert "../secret is missing" in refusal(written)
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")  # a file left open
 @pytest.mark.parametrize("name", ["model.onnx", MANIFEST])
 def test_a_file_that_may_not_be_read_is_named(
     written: Path, name: str, monkeypatch: pytest.MonkeyPatch
@@ -222,9 +223,13 @@ def test_a_file_that_may_not_be_read_is_named(
             raise PermissionError(errno.EACCES, "Permission denied", str(self))
         return whole(self, *arguments, **named)
 
+    def read(self: Path, mode: str, **named: Any) -> Any:
+        with closed(self, mode, **named) as file:
+            return file.read()
+
     monkeypatch.setattr(Path, "open", closed)
-    monkeypatch.setattr(Path, "read_bytes", lambda self: closed(self, "rb").read())
-    monkeypatch.setattr(Path, "read_text", lambda self, **named: closed(self, "r", **named).read())
+    monkeypatch.setattr(Path, "read_bytes", lambda self: read(self, "rb"))
+    monkeypatch.setattr(Path, "read_text", lambda self, **named: read(self, "r", **named))
     message = refusal(written)
     assert name in message
     assert "Permission denied" in message
