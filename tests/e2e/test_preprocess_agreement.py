@@ -28,7 +28,8 @@ def png(image: np.ndarray) -> bytes:
 
 
 def evaluated(source: ImageSource, spec: PreprocessSpec) -> np.ndarray:
-    return preprocess.normalise(fitted(source, spec).images, spec)
+    sized = fitted(source, spec)
+    return preprocess.normalise(np.stack([sized.image(index) for index in range(len(sized))]), spec)
 
 
 def served(source: ImageSource, spec: PreprocessSpec) -> np.ndarray:

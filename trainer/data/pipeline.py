@@ -3,7 +3,7 @@
 The position in the data is one number, the global index of the next example: epoch index // N, batches cross epochs. An
 example's augmentation derives from (seed, global index), and comes before the cut by process, so that any number of processes
 sees the same examples at every step, and a run resumes at its exact next batch on another number of them.
-Images are fitted to the model's size beforehand and stay uint8; normalisation happens on the device.
+Images are fitted to the model's size before they are augmented and stay uint8; normalisation happens on the device.
 """
 
 import functools
@@ -22,12 +22,39 @@ from trainer.data.augment import Augment
 from trainer.data.source import Array, ImageSource
 
 HostBatch = dict[str, Array]
+_SIZED_AT_ONCE_BYTES = (
+    2**29
+)  # half a GiB of pixels a split; ImageNet-sized pictures of more are sized as they are read
+
+
+class Fitted:
+    """The examples of `source` with every image sized as serving will size it. A Grain random-access source.
+
+    A split that is small enough is sized once, a larger one image by image as it is read.
+    """
+
+    def __init__(self, source: ImageSource, spec: PreprocessSpec) -> None:
+        self._source, self._spec = source, spec
+        small = len(source) * spec.height * spec.width * spec.channels <= _SIZED_AT_ONCE_BYTES
+        self._ready = np.stack([preprocess.fit(image, spec) for image in source.images]) if small else None
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self._source[index], "image": self.image(index)}
+
+    def image(self, index: int) -> Array:
+        """uint8 (H, W, C) of the model's size."""
+        if self._ready is not None:
+            return np.asarray(self._ready[index])
+        return preprocess.fit(self._source.images[index], self._spec)
 
 
 @functools.lru_cache(maxsize=4)
-def fitted(source: ImageSource, spec: PreprocessSpec) -> ImageSource:
-    """`source` with every image sized as serving will size it: done once, not once an epoch."""
-    return ImageSource(np.stack([preprocess.fit(image, spec) for image in source.images]), source.labels)
+def fitted(source: ImageSource, spec: PreprocessSpec) -> Fitted:
+    """`source` sized for `spec`, once for all who ask."""
+    return Fitted(source, spec)
 
 
 def train_batches(
@@ -88,7 +115,8 @@ def eval_batches(
         wanted = np.arange(start, start + share)
         real = wanted < len(whole)
         rows = np.where(real, wanted, 0)
-        yield {"image": whole.images[rows], "label": whole.labels[rows], "mask": real.astype(np.float32)}
+        images = np.stack([whole.image(row) for row in rows])
+        yield {"image": images, "label": source.labels[rows], "mask": real.astype(np.float32)}
 
 
 def _share(name: str, batch: int, process_count: int) -> int:

@@ -143,10 +143,28 @@ def test_images_are_fitted_once_and_not_once_an_epoch(monkeypatch: pytest.Monkey
     assert len(calls) == N
 
 
+def test_a_split_too_large_to_be_sized_at_once_gives_the_same_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fitted.cache_clear()
+    at_once = [
+        list(eval_batches(SOURCE, SPEC, batch=5, process_index=0, process_count=1)),
+        fitted(SOURCE, SPEC)[3],
+    ]
+    fitted.cache_clear()
+    monkeypatch.setattr("trainer.data.pipeline._SIZED_AT_ONCE_BYTES", 0)
+    one_by_one = [
+        list(eval_batches(SOURCE, SPEC, batch=5, process_index=0, process_count=1)),
+        fitted(SOURCE, SPEC)[3],
+    ]
+    fitted.cache_clear()
+    np.testing.assert_equal(one_by_one, at_once)
+
+
 def test_a_crop_is_taken_even_where_the_size_is_right_already() -> None:
     spec = PreprocessSpec("L", 8, 8, (0.0,), (1.0,), resize="crop", crop_fraction=0.5)
-    assert np.array_equal(fitted(SOURCE, spec).images[2], preprocess.fit(SOURCE.images[2], spec))
-    assert not np.array_equal(fitted(SOURCE, spec).images[2], SOURCE.images[2])
+    assert np.array_equal(fitted(SOURCE, spec).image(2), preprocess.fit(SOURCE.images[2], spec))
+    assert not np.array_equal(fitted(SOURCE, spec).image(2), SOURCE.images[2])
 
 
 def test_worker_processes_change_nothing() -> None:
