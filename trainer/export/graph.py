@@ -6,11 +6,14 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from trainer.export.signature import Signature, Tensor
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 OPSET = 20  # Gelu as one node came with 20; every runtime that we serve on knows it
 _IR_VERSION = 10  # newer files would be refused by runtimes that know opset 20 well
+_TYPES = {"FP32": onnx.TensorProto.FLOAT, "INT32": onnx.TensorProto.INT32}
 
 
 class Graph:
@@ -21,9 +24,11 @@ class Graph:
         self._weights: dict[str, onnx.TensorProto] = {}
 
     def weight(self, name: str, value: Array) -> str:
-        """An initialiser, float32 unless it holds integers (shapes, axes)."""
-        kind = np.int64 if np.issubdtype(np.asarray(value).dtype, np.integer) else np.float32
-        self._weights[name] = numpy_helper.from_array(np.array(value, dtype=kind), name)
+        """An initialiser: float32, or int64 (shapes, axes) and int32 (tokens) where it holds integers."""
+        array = np.asarray(value)
+        if array.dtype != np.int32:
+            array = np.array(array, np.int64 if np.issubdtype(array.dtype, np.integer) else np.float32)
+        self._weights[name] = numpy_helper.from_array(array, name)
         return name
 
     def node(self, operator: str, name: str, *inputs: str, **attributes: Any) -> str:
@@ -37,6 +42,12 @@ class Graph:
         inputs = [value, self.weight(f"{name}/sizes", np.array(sizes))]
         self._nodes.append(helper.make_node("Split", inputs, outputs, name=name, axis=-1))
         return outputs
+
+    def slice(self, name: str, value: str, ends: list[int], axes: list[int]) -> str:
+        """The first `ends` along `axes`."""
+        bounds = {"starts": [0] * len(ends), "ends": ends, "axes": axes}
+        inputs = [self.weight(f"{name}/{part}", np.array(given)) for part, given in bounds.items()]
+        return self.node("Slice", name, value, *inputs)
 
     def dense(self, name: str, value: str, kernel: Array, bias: Array) -> str:
         """MatMul and Add: the form that runtimes fuse and quantize."""
@@ -52,24 +63,29 @@ class Graph:
         """Reshape; 0 keeps an axis, which is how the batch stays dynamic."""
         return self.node("Reshape", name, value, self.weight(f"{name}/shape", np.array(shape)))
 
-    def model(
-        self, inputs: dict[str, list[int | str]], outputs: dict[str, list[int | str]]
-    ) -> onnx.ModelProto:
-        """The finished model, checked, with the shapes of all tensors inferred.
+    def pick(self, name: str, value: str, index: int) -> str:
+        """(B, T, …) → (B, …), what stands at `index` of axis 1."""
+        return self.node("Gather", name, value, self.weight(f"{name}/index", np.array(index)), axis=1)
 
-        The last node added for each name in `outputs` must carry that name.
-        """
-        ends = [
-            [
-                helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
-                for name, shape in group.items()
-            ]
-            for group in (inputs, outputs)
-        ]
-        graph = helper.make_graph(self._nodes, "vitforge", ends[0], ends[1], list(self._weights.values()))
+    def mean(self, name: str, value: str) -> str:
+        """(B, T, …) → (B, …), the mean over axis 1."""
+        return self.node("ReduceMean", name, value, self.weight(f"{name}/axes", np.array([1])), keepdims=0)
+
+    def model(self, signature: Signature, result: str) -> onnx.ModelProto:
+        """The finished model, checked, with the shapes of all tensors inferred; `result` gets the output's name."""
+        for node in self._nodes:
+            for names in (node.input, node.output):
+                names[:] = [signature.output.name if name == result else name for name in names]
+        asked, answered = _value(signature.input), _value(signature.output)
+        graph = helper.make_graph(self._nodes, "vitforge", [asked], [answered], list(self._weights.values()))
         model = helper.make_model(
             graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="vitforge"
         )
         model.ir_version = _IR_VERSION
         onnx.checker.check_model(model, full_check=True)
         return onnx.shape_inference.infer_shapes(model, strict_mode=True)
+
+
+def _value(tensor: Tensor) -> onnx.ValueInfoProto:
+    shape = ["batch" if size < 0 else size for size in tensor.shape]
+    return helper.make_tensor_value_info(tensor.name, _TYPES[tensor.datatype], shape)
