@@ -1,20 +1,25 @@
-"""Encoded pictures to model input, in threads, with a bound on how many are under way.
+"""Encoded pictures to model input, with a bound on how many are under way: in threads, except for tiny ones.
 
 Decoding a photograph costs about as much as a small model's forward pass, so it must not hold up the event loop, nor pile up.
+Handing a tiny picture to a thread and its rows back costs about as much as decoding it, so that is decoded on the event loop.
+Measured in turn with threads alone, 16 callers, PNGs of 8 to 28 pixels a side, a small model, two cores beside other work, medians
+of two runs (14 and 20 rounds): at one image a request 1.44 and 1.24 times the images/s with 0.71 and 0.77 times the server's CPU time
+an image, at 16 images 1.21 and 1.13 times with 0.89 and 0.90. Single rounds spread widely (0.4 to 4.4 times): the machine was busy.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from serving import preprocess
 from serving.errors import InvalidInput, Overloaded
+from serving.service.tiny import is_tiny
 
 
 class Decoder:
-    """Prepares pictures with `threads` threads; more than `max_images` at a time are refused."""
+    """Prepares pictures, all but tiny ones with `threads` threads; more than `max_images` at a time are refused."""
 
     def __init__(self, threads: int, max_images: int) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
@@ -35,12 +40,21 @@ class Decoder:
             )
         loop = asyncio.get_running_loop()
         self._under_way += len(encoded)
-        jobs = [loop.run_in_executor(self._pool, _prepared, picture, spec) for picture in encoded]
+        jobs = {
+            index: loop.run_in_executor(self._pool, _prepared, picture, spec)
+            for index, picture in enumerate(encoded)
+            if not is_tiny(picture, spec)
+        }
         try:
-            return np.stack([await _named(job, index) for index, job in enumerate(jobs)])
+            return np.stack(
+                [
+                    await _named(jobs.get(index) or _prepared_here(picture, spec, index), index)
+                    for index, picture in enumerate(encoded)
+                ]
+            )
         finally:
             self._under_way -= len(encoded)
-            for job in jobs:
+            for job in jobs.values():
                 if not job.cancel() and not job.cancelled():
                     job.exception()  # read, so that a second bad picture is not reported as forgotten
 
@@ -49,11 +63,20 @@ class Decoder:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
+_AT_A_STRETCH = 8  # then other calls get their turn
+
+
+async def _prepared_here(picture: bytes, spec: preprocess.PreprocessSpec, index: int) -> np.ndarray:
+    if index % _AT_A_STRETCH == _AT_A_STRETCH - 1:
+        await asyncio.sleep(0)
+    return _prepared(picture, spec)
+
+
 def _prepared(picture: bytes, spec: preprocess.PreprocessSpec) -> np.ndarray:
     return preprocess.normalise(preprocess.fit(preprocess.decode(picture, spec), spec), spec)
 
 
-async def _named(job: "asyncio.Future[np.ndarray]", index: int) -> np.ndarray:
+async def _named(job: Awaitable[np.ndarray], index: int) -> np.ndarray:
     try:
         return await job
     except preprocess.ImageError as error:

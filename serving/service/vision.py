@@ -1,6 +1,6 @@
 """Vision/Classify: encoded pictures in, labels with probabilities out.
 
-Pictures are decoded and prepared as the model's bundle says, by the module that evaluation uses, in threads off the event loop.
+Pictures are decoded and prepared as the model's bundle says, by the module that evaluation uses; where, says `decoding`.
 """
 
 import time
