@@ -16,9 +16,9 @@ from serving.bundle import Bundle, BundleError, read_bundle
 from serving.command import UserError
 from serving.errors import ModelNotFound
 from serving.runtime.base import Array, Runtime
+from serving.runtime.cpu import require_cpu
 
 OpenRuntime = Callable[[Path, str, int], Runtime]
-_CPU_INFO = Path("/proc/cpuinfo")
 _log = logging.getLogger(__name__)
 
 
@@ -123,7 +123,7 @@ class Repository:
                 f"bundle {path}: models of one input and one output are served, this has others"
             )
         file, model_path = bundle.model_file(self._precision)
-        _check_cpu(list(file.required_cpu_features), path)
+        require_cpu(file.required_cpu_features, f"bundle {path}", "serve fp32 here")
         runtime = self._open(model_path, file.runtime, self._threads)
         model = LoadedModel(path.parent.name, path.name, file.precision, bundle, runtime)
         _check_golden(model, file.tolerance)
@@ -200,27 +200,3 @@ def _check_golden(model: LoadedModel, tolerance: bundle_pb2.Tolerance) -> None:
             f"bundle {bundle.path}: on this machine it gives the golden first label for {agreement:.1%} of the golden "
             f"images, at least {tolerance.min_top1_agreement:.1%} is asked; export it again, here or in fp32"
         )
-
-
-def _check_cpu(required: list[str], path: Path) -> None:
-    if not required:
-        return
-    present = _cpu_features()
-    if not present:
-        _log.warning(
-            "%s needs a CPU with one of %s; this system does not say what it has, so its golden answers decide",
-            path,
-            ", ".join(required),
-        )
-    elif not set(required) & present:
-        raise BundleError(
-            f"bundle {path} needs a CPU with one of {', '.join(required)}, which this one lacks; serve fp32 here"
-        )
-
-
-def _cpu_features() -> set[str]:
-    """What Linux says that this CPU can do; nothing elsewhere."""
-    if not _CPU_INFO.is_file():
-        return set()
-    lines = _CPU_INFO.read_text().splitlines()
-    return set(next((line for line in lines if line.startswith(("flags", "Features"))), "").split())

@@ -6,7 +6,7 @@ import math
 import jax
 import numpy as np
 
-from serving.command import UserError
+from serving.command import UserError, progress
 from serving.runtime.base import Runtime
 from trainer.compress import streams
 from trainer.description import ViT
@@ -37,15 +37,35 @@ class Parity:
 
 def compare(model: ViT, params: Params, runtime: Runtime, images: Array) -> Parity:
     """Live model against `runtime` on normalised images (N, H, W, C), at batch 1, 3, 8 and the rest by 8."""
-    with jax.default_matmul_precision("highest"):  # accelerators would multiply float32 in TF32 or bfloat16
-        live = streams.logits(model, params, images, _even(len(images), _LIVE_BATCH))
-    exported = np.concatenate([_answers(runtime, images[rows]) for rows in _slices(len(images))])
+    live, exported = _live(model, params, images), _exported(runtime, images)
     return Parity(
         max_abs_difference=float(np.max(np.abs(live - exported))),
         top1_agreement=float(np.mean(live.argmax(axis=-1) == exported.argmax(axis=-1))),
         largest_logit=float(np.max(np.abs(live))),
         images=len(images),
     )
+
+
+def _live(model: ViT, params: Params, images: Array) -> Array:
+    size, answers = _even(len(images), _LIVE_BATCH), []
+    batches = list(streams.batches(len(images), size))
+    with progress(len(batches), "live model") as bar:
+        for rows in batches:
+            with jax.default_matmul_precision(
+                "highest"
+            ):  # accelerators would multiply float32 in TF32 or bfloat16
+                answers.append(streams.logits(model, params, images[rows], size))
+            bar.advance()
+    return np.concatenate(answers)
+
+
+def _exported(runtime: Runtime, images: Array) -> Array:
+    slices, answers = _slices(len(images)), []
+    with progress(len(slices), "exported file") as bar:
+        for rows in slices:
+            answers.append(_answers(runtime, images[rows]))
+            bar.advance()
+    return np.concatenate(answers)
 
 
 def _even(count: int, most: int) -> int:

@@ -10,12 +10,11 @@ import onnx
 from onnx import TensorProto, helper
 from onnxruntime import quantization
 
+from serving.command import progress
 from serving.runtime.select import open_runtime
 from trainer.export.graph import Array
 from trainer.export.onnx_writer import INPUT, weight_products
 
-# Activations are unsigned, weights signed: the pairing that VNNI multiplies directly. On AVX2 without VNNI it may saturate.
-CPU_FEATURES = ("avx512_vnni", "avx_vnni", "asimddp")
 _BATCH = 16
 Ranges = dict[str, tuple[Array, Array]]  # least and greatest value, float32 (), by tensor
 
@@ -65,7 +64,11 @@ def _ranges(model: onnx.ModelProto, products: list[str], images: Array, threads:
             )
             observed.graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, []))
     runtime = open_runtime(observed.SerializeToString(), "onnxruntime", threads)
-    seen = [runtime.run({INPUT: images[start : start + _BATCH]}) for start in range(0, len(images), _BATCH)]
+    seen, starts = [], range(0, len(images), _BATCH)
+    with progress(len(starts), "calibration") as bar:
+        for start in starts:
+            seen.append(runtime.run({INPUT: images[start : start + _BATCH]}))
+            bar.advance()
     runtime.close()
     return {
         tensor: (

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from serving import repository as module
 from serving.command import UserError
 from serving.repository import Repository
+from serving.runtime import cpu
 from serving.runtime.base import Array
 from tests.support.bundles import logits, rewrite_manifest, write_tiny
 
@@ -64,7 +64,7 @@ def test_where_the_system_names_no_features_the_golden_answers_decide_and_a_warn
 ) -> None:
     if said is not None:
         (tmp_path / "cpuinfo").write_text(said)
-    monkeypatch.setattr(module, "_CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(cpu, "_CPU_INFO", tmp_path / "cpuinfo")
     _bundle(tmp_path / "repository", required_cpu_features=["avx512_vnni"])
     _load(tmp_path / "repository", Right)
     assert "needs a CPU with one of avx512_vnni; this system does not say" in caplog.text
@@ -75,7 +75,7 @@ def test_a_cpu_that_names_its_features_and_lacks_those_asked_for_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
 ) -> None:
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{line}\n")
-    monkeypatch.setattr(module, "_CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(cpu, "_CPU_INFO", tmp_path / "cpuinfo")
     _bundle(tmp_path / "repository", required_cpu_features=["avx512_vnni", "asimddp"])
     with pytest.raises(UserError, match="one of avx512_vnni, asimddp, which this one lacks"):
         _load(tmp_path / "repository", Right)

@@ -1,6 +1,8 @@
 import dataclasses
 import hashlib
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from serving import preprocess
 from serving.bundle import Bundle, read_bundle
 from serving.command import run_command
 from serving.repository import Repository
+from serving.runtime import cpu
 from serving.runtime.select import open_runtime
 from tests.support.small_models import DIGITS, DIGITS_SPEC, SMALL, UNEVEN, logits, random_params, save_digits
 from trainer import checkpoint, description
@@ -23,6 +26,7 @@ from trainer.models.build import Params
 
 MODEL = dataclasses.replace(UNEVEN, blocks=UNEVEN.blocks[:2])
 Exported = tuple[Path, dict[str, Any]]
+BARS = ("calibration", "live model", "exported file", "measuring")
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +49,16 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fp32(teacher: Path, repository: Path) -> Exported:
     target = repository / "small" / "1"
     return target, _export(teacher, target)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def capable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A CPU that takes int8, whichever this one is: what is written is looked at here, and where it counts, how it answers."""
+    said = tmp_path_factory.mktemp("cpu") / "cpuinfo"
+    said.write_text(f"flags\t\t: {cpu.INT8[0]}\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "_CPU_INFO", said)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +92,20 @@ def test_the_result_says_what_was_written_and_how_near_it_is(exported: Each) -> 
     if precision == "fp32":
         assert result["top1_agreement"] == 1
         assert result["max_abs_difference"] < 1e-3
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_every_long_step_shows_how_far_it_is(
+    precision: str, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--calibration_examples=100", "--min_agreement=0.8")
+    _export(teacher, tmp_path / "small" / "1", f"--precision={precision}", *more)
+    said = capsys.readouterr()
+    ends = [
+        line.partition(" ")[0] for line in said.err.splitlines() if "100" not in line and " 0 s left" in line
+    ]
+    assert said.out == ""
+    assert ends == [bar.partition(" ")[0] for bar in BARS if precision == "int8" or bar != "calibration"]
 
 
 def test_every_file_is_verified_and_there_are_no_others(exported: Each) -> None:
@@ -223,9 +251,23 @@ def _refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[s
     said = capsys.readouterr()
     assert end.value.code == 2
     assert said.out == ""
-    assert said.err.startswith("error: ")
-    assert said.err.count("\n") == 1
-    assert message in said.err
+    *bars, error = said.err.splitlines()
+    assert all(re.match(f"({'|'.join(BARS)}) [█·]+ ", bar) for bar in bars)
+    assert error.startswith("error: ")
+    assert message in error
+
+
+def test_int8_is_refused_where_the_server_would_refuse_it_and_fp32_is_not(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nflags\t\t: fpu avx2\n")
+    monkeypatch.setattr(cpu, "_CPU_INFO", tmp_path / "cpuinfo")
+    target = tmp_path / "models" / "small" / "1"
+    arguments = [f"--checkpoint={teacher}", f"--output={target}", "--precision=int8"]
+    message = f"error: int8, for {target}, needs a CPU with one of avx512_vnni, avx_vnni, asimddp, which this one lacks; "
+    _refused(arguments, message + "export fp32", capsys)
+    assert not target.parent.exists()
+    _export(teacher, target)
 
 
 def test_an_output_that_exists_is_refused_and_kept(
