@@ -15,11 +15,11 @@ from jax.sharding import Mesh
 
 from serving.preprocess import PreprocessSpec
 from trainer.config import Experiment
-from trainer.description import ViT
+from trainer.description import Classifier
 from trainer.distributed import mesh as meshes
 from trainer.distributed import rules
 from trainer.models.build import Params, bind, init_params
-from trainer.models.vit import Regularisation
+from trainer.models.regularisation import Regularisation
 from trainer.objectives import Objective, accuracy
 
 Batch = dict[str, jax.Array]
@@ -40,7 +40,7 @@ class TrainState:
 class Frozen:
     """A teacher: its description and its parameters, which no step changes and no checkpoint holds."""
 
-    model: ViT
+    model: Classifier
     params: Params
 
 
@@ -51,7 +51,7 @@ def normalise(images: jax.Array, spec: PreprocessSpec) -> jax.Array:
 
 
 def init_state(
-    model: ViT, tx: optax.GradientTransformation, mesh: Mesh, seed: int
+    model: Classifier, tx: optax.GradientTransformation, mesh: Mesh, seed: int
 ) -> tuple[TrainState, Any, list[str]]:
     """A fresh state born in its shards; returns it with its shardings and what the mesh could not divide."""
 
@@ -65,11 +65,11 @@ def init_state(
 
 def make_train_step(
     experiment: Experiment,
-    model: ViT,
+    model: Classifier,
     spec: PreprocessSpec,
     tx: optax.GradientTransformation,
     objective: Objective,
-    teacher: ViT | None,
+    teacher: Classifier | None,
     state_shardings: Any,
     mesh: Mesh,
 ) -> Callable[[TrainState, Batch, Params | None], tuple[TrainState, Metrics]]:
@@ -101,7 +101,7 @@ def make_train_step(
     return jax.jit(step, donate_argnums=0, out_shardings=out)
 
 
-def make_eval_step(model: ViT, spec: PreprocessSpec, mesh: Mesh) -> Callable[[Params, Batch], Metrics]:
+def make_eval_step(model: Classifier, spec: PreprocessSpec, mesh: Mesh) -> Callable[[Params, Batch], Metrics]:
     """(parameters, batch with a mask) → sums over the real examples: loss, correct, count. Padding counts nothing."""
 
     def step(params: Params, batch: Batch) -> Metrics:

@@ -18,6 +18,7 @@ from trainer.compress.moments import Array, Moments
 from trainer.compress.plan import Layer, Plan
 from trainer.description import Block, ViT
 from trainer.models.build import Params
+from trainer.models.vit import head_names
 
 _HEAD_DAMPING = 1e-3  # the head reads few, well-spread features: a tenth of the branches' damping is enough
 
@@ -45,9 +46,8 @@ def cut(teacher: ViT, params: Params, plan: Plan, images: Array, how: Repair) ->
     kept = {
         str(position): block for position, block in enumerate(block for block in blocks if block is not None)
     }
-    student = {**params, "blocks": kept}
-    head, remarks = walk.head()
-    return {**student, "head": head}, remarks
+    heads, remarks = walk.heads()
+    return {**params, "blocks": kept, **heads}, remarks
 
 
 def select(params: Params, layer: Layer) -> Params:
@@ -156,18 +156,22 @@ class _Walk:
         kernel, bias = fit.ridge(self._how.ridge)
         return {**params, "mlp": {**params["mlp"], "fc2": {"kernel": kernel, "bias": bias}}}
 
-    def head(self) -> tuple[Params, list[str]]:
-        """The classifier fitted to the teacher's logits on the student's features; kept as it is while nothing was cut."""
-        head = self._params["head"]
+    def heads(self) -> tuple[Params, list[str]]:
+        """Every head fitted to the teacher's logits on the student's features; kept as it is while nothing was cut."""
+        heads: Params = {name: self._params[name] for name in head_names(self._model)}
         if not self._cut or not self._how.fit:
-            return head, []
-        fit = Moments()
-        wanted = self._features(self._teacher) @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
-        fit.add(jnp.asarray(self._features(self._student)), jnp.asarray(wanted))
-        if not fit.enough():
-            return head, [f"head not fitted: {fit.rows} images are too few for width {self._model.width}"]
-        kernel, bias = fit.ridge(_HEAD_DAMPING)
-        return {"kernel": kernel, "bias": bias}, []
+            return heads, []
+        teacher, student = self._features(self._teacher), self._features(self._student)
+        fitted: Params = {}
+        for index, name in enumerate(heads):
+            fit, said = Moments(), streams.said_by(heads[name], teacher[:, index])
+            fit.add(jnp.asarray(student[:, index]), jnp.asarray(said))
+            if not fit.enough():
+                few = f"{fit.rows} images are too few for width {self._model.width}"
+                return heads, [f"{name} not fitted: {few}"]
+            kernel, bias = fit.ridge(_HEAD_DAMPING)
+            fitted[name] = {"kernel": kernel, "bias": bias}
+        return fitted, []
 
     def _features(self, stream: Array) -> Array:
         return streams.features(self._model, self._params, stream, self._how.batch)

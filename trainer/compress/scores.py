@@ -19,7 +19,7 @@ from trainer.compress.moments import Array
 from trainer.description import Block, ViT
 from trainer.models.build import Params, bind, flatten, unflatten
 
-# By the names and in the shapes of gates: see `trainer.models.vit.BlockGates`.
+# By the names and in the shapes of gates: see `trainer.models.encoder.BlockGates`.
 LayerScores = dict[str, Array]
 Scores = dict[str, LayerScores]  # by block index as text
 

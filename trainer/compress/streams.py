@@ -16,7 +16,8 @@ import numpy as np
 from trainer.compress.moments import Array, Moments
 from trainer.description import Block, ViT
 from trainer.models.build import Params, bind, bind_block
-from trainer.models.vit import Taps
+from trainer.models.encoder import Taps
+from trainer.models.vit import head_names
 
 Branch = Callable[[Params, Any], tuple[jax.Array, Taps]]  # the stream may lie on the host or on the device
 BranchOf = Callable[[ViT, Block], Branch]
@@ -71,7 +72,7 @@ def add_branch(branch: Branch, params: Params, stream: Array, size: int) -> Arra
 
 
 def features(model: ViT, params: Params, stream: Array, size: int) -> Array:
-    """What the head reads, (images, D), of the stream after the last block."""
+    """What each head reads, (images, R, D), of the stream after the last block."""
     bare = dataclasses.replace(model, blocks=())
     return _in_batches(_readout(bare), {**params, "blocks": {}}, stream, size)
 
@@ -85,8 +86,14 @@ def logits(model: ViT, params: Params, images: Array, size: int) -> Array:
             stream = add_branch(attention_branch(model, block), own, stream, size)
         if block.mlp_dim:
             stream = add_branch(mlp_branch(model, block), own, stream, size)
-    head = params["head"]
-    return features(model, params, stream, size) @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
+    read = features(model, params, stream, size)
+    said = [said_by(params[name], read[:, index]) for index, name in enumerate(head_names(model))]
+    return np.mean(said, axis=0)
+
+
+def said_by(head: Params, read: Array) -> Array:
+    """The logits (images, classes) of one head that reads (images, D)."""
+    return read @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
 
 
 def attention_moments(

@@ -4,42 +4,65 @@ NNX objects never leave this file's callers: training, pruning, sharding and exp
 """
 
 import functools
-from typing import Any
+from typing import Any, overload
 
 import jax
 from flax import nnx
 
 from serving.command import UserError
-from trainer.description import Block, ViT
-from trainer.models.vit import EncoderBlock, VisionTransformer
+from trainer.description import Block, Mixer, Model, TextTower, TwoTowers, ViT
+from trainer.models.encoder import EncoderBlock
+from trainer.models.mixer import MlpMixer
+from trainer.models.text import TextEncoder
+from trainer.models.towers import ImageTextPair
+from trainer.models.vit import VisionTransformer
 
 Params = dict[str, Any]  # nested; leaves are arrays
+Module = VisionTransformer | MlpMixer | TextEncoder | ImageTextPair
+
+
+def _create(model: Model, rngs: nnx.Rngs) -> Module:
+    """The one place that knows which module a description is of."""
+    match model:
+        case ViT():
+            return VisionTransformer(model, rngs)
+        case Mixer():
+            return MlpMixer(model, rngs)
+        case TextTower():
+            return TextEncoder(model, rngs)
+        case TwoTowers():
+            return ImageTextPair(model, rngs)
 
 
 @functools.lru_cache(maxsize=32)
-def _abstract(model: ViT) -> tuple[nnx.GraphDef, nnx.State]:
-    return nnx.split(nnx.eval_shape(lambda: VisionTransformer(model, nnx.Rngs(0))))
+def _abstract(model: Model) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: _create(model, nnx.Rngs(0))))
 
 
-def init_params(model: ViT, seed: int) -> Params:
+def init_params(model: Model, seed: int) -> Params:
     """Fresh parameters: Xavier-uniform kernels, normal(0.02) positions, zero class token and head (arXiv:2010.11929, appendix B).
 
     May be called inside `jax.jit`, so that a large model is born in its shards.
     """
-    return nnx.to_pure_dict(nnx.state(VisionTransformer(model, nnx.Rngs(seed))))
+    return nnx.to_pure_dict(nnx.state(_create(model, nnx.Rngs(seed))))
 
 
-def param_shapes(model: ViT) -> Params:
+def param_shapes(model: Model) -> Params:
     """The nested dict of `jax.ShapeDtypeStruct` that parameters of `model` must match."""
     return nnx.to_pure_dict(_abstract(model)[1])
 
 
-def bind(model: ViT, params: Params) -> VisionTransformer:
+@overload
+def bind(model: ViT, params: Params) -> VisionTransformer: ...
+@overload
+def bind(model: Mixer, params: Params) -> MlpMixer: ...
+@overload
+def bind(model: TextTower, params: Params) -> TextEncoder: ...
+@overload
+def bind(model: TwoTowers, params: Params) -> ImageTextPair: ...
+def bind(model: Model, params: Params) -> Module:
     """The module that `model` describes, holding `params`; cheap, and works under any JAX transform."""
-    graph, state = _abstract(model)
-    state = jax.tree.map(lambda leaf: leaf, state)
-    nnx.replace_by_pure_dict(state, params)
-    return nnx.merge(graph, state)
+    return _filled(*_abstract(model), params)
 
 
 @functools.lru_cache(maxsize=128)
@@ -49,13 +72,16 @@ def _abstract_block(model: ViT, block: Block) -> tuple[nnx.GraphDef, nnx.State]:
 
 def bind_block(model: ViT, block: Block, params: Params) -> EncoderBlock:
     """One encoder block of `model`'s width, GELU and norm, holding `params` (a value of params["blocks"])."""
-    graph, state = _abstract_block(model, block)
+    return _filled(*_abstract_block(model, block), params)
+
+
+def _filled(graph: nnx.GraphDef, state: nnx.State, params: Params) -> Any:
     state = jax.tree.map(lambda leaf: leaf, state)
     nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graph, state)
 
 
-def check_params(model: ViT, params: Params, source: str) -> None:
+def check_params(model: Model, params: Params, source: str) -> None:
     """Refuses arrays that do not fit `model`.
 
     Raises:

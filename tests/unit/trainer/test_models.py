@@ -20,7 +20,7 @@ from trainer.models.build import (
     param_shapes,
     unflatten,
 )
-from trainer.models.vit import Regularisation
+from trainer.models.regularisation import Drop, Regularisation
 
 # Every block with a shape of its own: dims that differ, no attention, no MLP, neither.
 MIXED = ViT(
@@ -196,10 +196,8 @@ def test_with_a_key_the_same_units_drop_for_the_same_key_and_others_for_another(
 def test_dropout_keeps_the_mean_of_what_it_drops_from() -> None:
     model, params = WHOLE, random_params(WHOLE)
     tokens = np.asarray(bind(model, params).embed(images(model, 1)))
-    from trainer.models.vit import _Drop
-
     keys = jax.random.split(jax.random.key(0), 4000)
-    drop = jax.vmap(lambda key: _Drop(Regularisation(dropout=0.25), key, 2).elements(tokens))
+    drop = jax.vmap(lambda key: Drop(Regularisation(dropout=0.25), key, 2).elements(tokens))
     # Kept values are x / 0.75, so the deviation of a mean of 4,000 is |x| · sqrt(1/3 / 4000) = 0.0091·|x|; five of them.
     assert np.all(np.abs(drop(keys).mean(0) - tokens) <= 5 * 0.0092 * np.abs(tokens))
 
