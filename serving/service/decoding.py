@@ -3,7 +3,7 @@
 Decoding a photograph costs about as much as a small model's forward pass, so it must not hold up the event loop, nor pile up.
 Handing a tiny picture to a thread and its rows back costs about as much as decoding it, so that is decoded on the event loop.
 Measured in turn with threads alone, 16 callers, PNGs of 8 to 28 pixels a side, a small model, two cores beside other work, medians
-of two runs (14 and 20 rounds): at one image a request 1.44 and 1.24 times the images/s with 0.71 and 0.77 times the server's CPU time
+of two runs (14 and 20 rounds): at one image a request 1.44 and 1.24 times the images/s with 0.71 and 0.77 of the server's CPU time
 an image, at 16 images 1.21 and 1.13 times with 0.89 and 0.90. Single rounds spread widely (0.4 to 4.4 times): the machine was busy.
 """
 
