@@ -55,7 +55,7 @@ class TensorSpec(_message.Message):
     def __init__(self, name: _Optional[str] = ..., datatype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Preprocessing(_message.Message):
-    __slots__ = ("color", "height", "width", "resize", "method", "antialias", "crop_fraction", "mean", "std", "layout")
+    __slots__ = ("color", "height", "width", "resize", "method", "antialias", "crop_fraction", "mean", "std", "layout", "rounding")
     COLOR_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +66,7 @@ class Preprocessing(_message.Message):
     MEAN_FIELD_NUMBER: _ClassVar[int]
     STD_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    ROUNDING_FIELD_NUMBER: _ClassVar[int]
     color: str
     height: int
     width: int
@@ -76,7 +77,8 @@ class Preprocessing(_message.Message):
     mean: _containers.RepeatedScalarFieldContainer[float]
     std: _containers.RepeatedScalarFieldContainer[float]
     layout: str
-    def __init__(self, color: _Optional[str] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., resize: _Optional[str] = ..., method: _Optional[str] = ..., antialias: bool = ..., crop_fraction: _Optional[float] = ..., mean: _Optional[_Iterable[float]] = ..., std: _Optional[_Iterable[float]] = ..., layout: _Optional[str] = ...) -> None: ...
+    rounding: str
+    def __init__(self, color: _Optional[str] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., resize: _Optional[str] = ..., method: _Optional[str] = ..., antialias: bool = ..., crop_fraction: _Optional[float] = ..., mean: _Optional[_Iterable[float]] = ..., std: _Optional[_Iterable[float]] = ..., layout: _Optional[str] = ..., rounding: _Optional[str] = ...) -> None: ...
 
 class ModelFile(_message.Message):
     __slots__ = ("file", "runtime", "precision", "required_cpu_features", "tolerance")

@@ -25,7 +25,10 @@ from protos import bundle_pb2
 from serving.command import UserError
 from serving.preprocess import PreprocessSpec
 
-FORMAT_VERSION = 1
+FORMAT_VERSION, READABLE = (
+    2,
+    (1, 2),
+)  # version 2 added fields; what they mean when absent is what version 1 meant
 MANIFEST, GOLDEN, SUMS = "manifest.json", "golden.npz", "SHA256SUMS"
 _LARGEST_BUCKET = 4096  # a server runs each bucket once before it is ready
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -223,9 +226,10 @@ def _read_manifest(path: Path) -> bundle_pb2.Manifest:
         values = json.loads(file.read_text(encoding="utf-8"))
         # Before anything else is looked at: another version may hold fields that this one does not know.
         version = values.get("format_version", 0) if isinstance(values, dict) else 0
-        if version != FORMAT_VERSION:
+        if version not in READABLE:
+            readable = " and ".join(map(str, READABLE))
             raise BundleError(
-                f"bundle {path} has format version {version}, this Vitforge reads {FORMAT_VERSION}; export it again"
+                f"bundle {path} has format version {version}, this Vitforge reads {readable}; export it again"
             )
         return json_format.ParseDict(values, bundle_pb2.Manifest())
     except (json_format.ParseError, ValueError, RecursionError) as error:
@@ -316,4 +320,5 @@ def spec_to_proto(spec: PreprocessSpec) -> bundle_pb2.Preprocessing:
 def spec_from_proto(message: bundle_pb2.Preprocessing) -> PreprocessSpec:
     """The spec in a manifest; ValueError when it makes no sense."""
     values = {field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields}
+    values["rounding"] = values["rounding"] or "nearest"  # bundles of format version 1 do not say
     return PreprocessSpec.from_json(values)

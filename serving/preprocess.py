@@ -14,6 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, ImageOps
 
+from serving import interpolate
+
 Array = np.ndarray[Any, np.dtype[Any]]
 MAX_PIXELS = 50_000_000  # checked against the header, before a single pixel is decoded
 # Formats that a stranger's bytes may have. Pillow knows more, and some are not for strangers: EPS starts Ghostscript.
@@ -37,6 +39,8 @@ class PreprocessSpec:
     """How an image becomes model input.
 
     `resize`: "squash" to the size, or "crop": the smaller side to size / crop_fraction, then the centre.
+    `antialias`: True as Pillow resizes, False as TensorFlow does by default (`interpolate.py`); "nearest" heeds it not.
+    `rounding` of resized values to uint8: "nearest", or "down", which only models trained without antialias have seen.
     `mean` and `std` are per channel on the scale of 0 to 255: y = (x - mean) / std.
     """
 
@@ -50,6 +54,7 @@ class PreprocessSpec:
     antialias: bool = True
     crop_fraction: float = 1.0
     layout: Literal["NHWC"] = "NHWC"
+    rounding: Literal["nearest", "down"] = "nearest"
 
     def __post_init__(self) -> None:
         if (
@@ -65,10 +70,10 @@ class PreprocessSpec:
         finite = all(math.isfinite(value) for value in (*self.mean, *self.std))
         if len(self.mean) != self.channels or len(self.std) != self.channels or 0 in self.std or not finite:
             raise ValueError(f"{self}: mean and std need {self.channels} finite values, std none of 0")
-        if not self.antialias and self.method != "nearest":
-            raise ValueError(
-                f"{self}: Pillow always antialiases when it shrinks; antialias=False is offered with nearest only"
-            )
+        if not self.antialias and self.method == "lanczos":
+            raise ValueError(f"{self}: antialias=False is offered with nearest, bilinear and bicubic")
+        if self.rounding not in ("nearest", "down") or (self.rounding == "down" and self.antialias):
+            raise ValueError(f"{self}: rounding is nearest, or down with antialias=False")
 
     @property
     def channels(self) -> int:
@@ -123,35 +128,46 @@ def _as_array(image: Image.Image, spec: PreprocessSpec) -> Array:
 
 
 def fit(image: Array, spec: PreprocessSpec) -> Array:
-    """uint8 (H, W, C) → uint8 (spec.height, spec.width, C) by the spec's resize.
+    """uint8 (H, W, C) → uint8 (spec.height, spec.width, C) by the spec's resize. Grey becomes RGB where the spec asks for it.
 
     Raises:
       ImageError: when the image has other channels, or is so narrow that "crop" would first blow it up beyond MAX_PIXELS.
     """
+    if image.shape[2] == 1 and spec.color == "RGB":
+        image = np.repeat(image, 3, axis=2)
     if image.shape[2] != spec.channels:
         raise ImageError(f"the image has {image.shape[2]} channels, {spec.color} asks for {spec.channels}")
     if image.shape[:2] == (spec.height, spec.width) and spec.crop_fraction == 1:
         return image
-    picture = Image.fromarray(image[..., 0] if spec.channels == 1 else image)
+    size, left, top = _placed(image.shape[1], image.shape[0], spec)
+    if spec.antialias or spec.method == "nearest":
+        return _by_pillow(image, spec, size, left, top)
+    window = (left, top, spec.width, spec.height)
+    values = interpolate.interpolate(image, (size[1], size[0]), window, spec.method)
+    whole = np.floor(values) if spec.rounding == "down" else np.rint(values)
+    return np.clip(whole, 0, 255).astype(np.uint8)
+
+
+def _placed(width: int, height: int, spec: PreprocessSpec) -> tuple[tuple[int, int], int, int]:
+    """What an image of this width and height is resized to, (width, height), and where the spec's window lies in it: left, top."""
     if spec.resize == "squash":
-        resized = picture.resize((spec.width, spec.height), _METHODS[spec.method])
-    else:
-        resized = _centre(picture, spec)
-    pixels = np.asarray(resized)
-    return pixels.reshape(spec.height, spec.width, spec.channels)
-
-
-def _centre(picture: Image.Image, spec: PreprocessSpec) -> Image.Image:
-    scale = max(spec.width / picture.width, spec.height / picture.height) / spec.crop_fraction
-    size = (max(spec.width, round(picture.width * scale)), max(spec.height, round(picture.height * scale)))
+        return (spec.width, spec.height), 0, 0
+    scale = max(spec.width / width, spec.height / height) / spec.crop_fraction
+    size = (max(spec.width, round(width * scale)), max(spec.height, round(height * scale)))
     if size[0] * size[1] > MAX_PIXELS:
-        shape = f"{picture.width} x {picture.height}"
+        shape = f"{width} x {height}"
         raise ImageError(
             f"an image of {shape} pixels is too narrow to be cropped to {spec.width} x {spec.height}; crop it first"
         )
+    return size, (size[0] - spec.width) // 2, (size[1] - spec.height) // 2
+
+
+def _by_pillow(image: Array, spec: PreprocessSpec, size: tuple[int, int], left: int, top: int) -> Array:
+    picture = Image.fromarray(image[..., 0] if spec.channels == 1 else image)
     resized = picture.resize(size, _METHODS[spec.method])
-    left, top = math.floor((size[0] - spec.width) / 2), math.floor((size[1] - spec.height) / 2)
-    return resized.crop((left, top, left + spec.width, top + spec.height))
+    if size != (spec.width, spec.height):
+        resized = resized.crop((left, top, left + spec.width, top + spec.height))
+    return np.asarray(resized).reshape(spec.height, spec.width, spec.channels)
 
 
 def normalise(images: Array, spec: PreprocessSpec) -> Array:

@@ -93,7 +93,7 @@ def test_what_is_written_is_read_back(written: Path) -> None:
     read = read_bundle(written)
     wanted = manifest()
     assert {**read.manifest.digests}.keys() == {"model.onnx", "model.int8.onnx", GOLDEN}
-    wanted.format_version = 1
+    wanted.format_version = 2
     for name, digest in read.manifest.digests.items():
         wanted.digests[name] = digest
     assert read.manifest == wanted
@@ -278,13 +278,22 @@ def test_a_manifest_that_is_no_text_is_refused(written: Path) -> None:
     assert f"{MANIFEST} cannot be read" in refusal(written)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 3, "1", None])
 def test_another_format_version_is_refused_before_anything_else_is_looked_at(
     written: Path, version: Any
 ) -> None:
     rewrite_manifest(written, lambda values: values.update(format_version=version, a_field_of_tomorrow=1))
     (written / "model.onnx").unlink()
-    assert f"has format version {version}, this Vitforge reads 1" in refusal(written)
+    assert f"has format version {version}, this Vitforge reads 1 and 2" in refusal(written)
+
+
+def test_a_bundle_of_format_version_1_reads_as_it_always_did(written: Path) -> None:
+    def as_version_1(values: dict[str, Any]) -> None:
+        values["format_version"] = 1
+        del values["preprocessing"]["rounding"]
+
+    rewrite_manifest(written, as_version_1)
+    assert read_bundle(written).preprocess == bundles.SPEC
 
 
 # What a manifest with true digests may still say wrongly, and what the refusal names.

@@ -244,6 +244,22 @@ def test_the_limit_of_pixels_is_taken_and_one_more_is_not() -> None:
 def test_an_image_of_other_channels_does_not_fit() -> None:
     with pytest.raises(ImageError, match="has 3 channels, L asks for 1"):
         fit(noise(8, 8, 3), GREY)
+    for channels in (2, 4):
+        with pytest.raises(ImageError, match=f"has {channels} channels, RGB asks for 3"):
+            fit(noise(8, 8, channels), COLOUR)
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("resize", ["squash", "crop"])
+@pytest.mark.parametrize("method", ["nearest", "bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(8, 8), (13, 29), (3, 3)])
+def test_a_grey_array_becomes_colour_as_its_png_does(
+    size: tuple[int, int], method: Any, resize: Any, antialias: bool
+) -> None:
+    grey = noise(*size, 1)
+    spec = dataclasses.replace(COLOUR, method=method, resize=resize, antialias=antialias)
+    from_png = fit(decode(saved(picture_of(grey)), spec), spec)
+    np.testing.assert_array_equal(fit(grey, spec), from_png, strict=True)
 
 
 def stripes(height: int, width: int) -> np.ndarray:
@@ -313,6 +329,48 @@ def test_an_image_of_the_right_size_is_still_cropped_where_only_a_part_is_asked_
     assert fit(frame, part).min() == 255
 
 
+PLAIN = with_size(GREY, 1, 2, antialias=False)
+
+
+def test_without_antialias_a_new_pixel_is_read_between_two_old_ones() -> None:
+    # 5 → 2: centres at 0.75 and 3.25 of the old row; 0.25 · 10 + 0.75 · 31 = 25.75 and 0.75 · 100 + 0.25 · 7 = 76.75.
+    row = np.array([[10, 31, 255, 100, 7]], np.uint8)[..., None]
+    np.testing.assert_array_equal(fit(row, PLAIN)[0, :, 0], [26, 77])
+
+
+def test_rounding_down_cuts_off_what_is_behind_the_point() -> None:
+    row = np.array([[10, 31, 255, 100, 7]], np.uint8)[..., None]
+    np.testing.assert_array_equal(fit(row, dataclasses.replace(PLAIN, rounding="down"))[0, :, 0], [25, 76])
+
+
+def test_rounding_down_leaves_an_even_area_as_it_is() -> None:
+    for value in range(256):
+        even = np.full((13, 11, 1), value, np.uint8)
+        spec = with_size(GREY, 7, 9, antialias=False, rounding="down")
+        assert set(np.unique(fit(even, spec))) == {value}
+
+
+def test_values_that_a_cubic_throws_beyond_the_scale_are_held_at_its_ends() -> None:
+    edge = np.repeat(np.array([0, 0, 255, 255], np.uint8), 2)[None, :, None]
+    cubic = fit(edge, with_size(GREY, 1, 23, method="bicubic", antialias=False))[0, :, 0]
+    assert (np.diff(cubic.astype(int)) >= 0).all()  # one that wrapped around would fall
+    assert (cubic[0], cubic[-1]) == (0, 255)
+
+
+@pytest.mark.parametrize("method", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(40, 60), (60, 40), (5, 9)])
+def test_a_crop_without_antialias_is_the_middle_of_the_whole_resized_picture(
+    size: tuple[int, int], method: Any
+) -> None:
+    pixels = noise(*size, 3)
+    cropped = with_size(COLOUR, 16, 16, resize="crop", method=method, antialias=False, crop_fraction=0.8)
+    scale = 20 / min(size)
+    height, width = (round(side * scale) for side in size)
+    whole = fit(pixels, with_size(COLOUR, height, width, method=method, antialias=False))
+    top, left = (height - 16) // 2, (width - 16) // 2
+    np.testing.assert_array_equal(fit(pixels, cropped), whole[top : top + 16, left : left + 16])
+
+
 @pytest.mark.parametrize("spec", [GREY, COLOUR], ids=["grey", "colour"])
 def test_normalise_is_the_trainers_within_float32(spec: PreprocessSpec) -> None:
     import jax.numpy as jnp
@@ -357,6 +415,7 @@ ODD = PreprocessSpec(
     method="nearest",
     antialias=False,
     crop_fraction=0.875,
+    rounding="down",
 )
 
 
@@ -391,7 +450,12 @@ def test_the_manifest_has_a_field_for_everything_in_a_spec() -> None:
         ({"std": (0.0,)}, "std none of 0"),
         ({"std": (float("nan"),)}, "need 1 finite values"),
         ({"mean": (float("inf"),)}, "need 1 finite values"),
-        ({"antialias": False}, "antialias=False is offered with nearest only"),
+        (
+            {"antialias": False, "method": "lanczos"},
+            "antialias=False is offered with nearest, bilinear and bicubic",
+        ),
+        ({"rounding": "up"}, "rounding is nearest, or down with antialias=False"),
+        ({"rounding": "down"}, "rounding is nearest, or down with antialias=False"),
     ],
     ids=str,
 )
