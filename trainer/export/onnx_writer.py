@@ -37,7 +37,7 @@ def write_onnx(model: Single, params: Params) -> onnx.ModelProto:
 def towers(model: TwoTowers, params: Params) -> dict[str, onnx.ModelProto]:
     """The two graphs of a pair, `image` and `text`, each ending in L2-normalised embeddings.
 
-    The similarity of a picture and a text is the dot product of their embeddings times `temperature(params)`.
+    The similarity of a picture and a text is the dot product of their embeddings times `multiplier(params)`.
 
     Raises:
       UserError: for a tower that is too large for one ONNX file.
@@ -48,8 +48,8 @@ def towers(model: TwoTowers, params: Params) -> dict[str, onnx.ModelProto]:
     }
 
 
-def temperature(params: Params) -> float:
-    """What a pair's dot products are multiplied by, exp(t): a number for the manifest, it is in neither graph."""
+def multiplier(params: Params) -> float:
+    """What a pair's dot products are multiplied by before a softmax, exp(t): for the manifest, it is in neither graph."""
     return math.exp(float(np.asarray(params["t"]).item()))
 
 

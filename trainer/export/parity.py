@@ -3,15 +3,14 @@
 import dataclasses
 import math
 
-import jax
 import numpy as np
 
 from serving.command import UserError, progress
 from serving.runtime.base import Runtime
-from trainer.compress import streams
-from trainer.description import ViT
+from trainer.description import TwoTowers
 from trainer.export.graph import Array
-from trainer.export.onnx_writer import INPUT, OUTPUT
+from trainer.export.live import Answer, live_model, live_tower
+from trainer.export.signature import Signature, Single, signature, signatures
 from trainer.models.build import Params
 
 BATCHES = (1, 3, 8)  # a batch that was baked in by a reshape shows at one of them
@@ -22,7 +21,10 @@ _RELATIVE_TOLERANCE = 1e-4
 
 @dataclasses.dataclass(frozen=True)
 class Parity:
-    """max |difference| of logits, the share of images with the same first label, and the largest logit of the live model."""
+    """max |difference| of logits, the share of images with the same first label, and the largest logit of the live model.
+
+    Of embeddings the same, value by value; there the first label is the place of the largest value.
+    """
 
     max_abs_difference: float
     top1_agreement: float
@@ -35,35 +37,41 @@ class Parity:
         return _RELATIVE_TOLERANCE * max(1.0, self.largest_logit)
 
 
-def compare(model: ViT, params: Params, runtime: Runtime, images: Array) -> Parity:
-    """Live model against `runtime` on normalised images (N, H, W, C), at batch 1, 3, 8 and the rest by 8."""
-    live, exported = _live(model, params, images), _exported(runtime, images)
+def compare(model: Single, params: Params, runtime: Runtime, inputs: Array) -> Parity:
+    """Live model against `runtime` on normalised images (N, H, W, C) or tokens (N, T), at batch 1, 3, 8 and the rest by 8."""
+    return _compare(live_model(model, params), signature(model), runtime, inputs)
+
+
+def compare_tower(model: TwoTowers, params: Params, tower: str, runtime: Runtime, inputs: Array) -> Parity:
+    """The same for one tower of a pair, `image` or `text`, and its normalised embeddings."""
+    return _compare(live_tower(model, params, tower), signatures(model)[tower], runtime, inputs)
+
+
+def _compare(answer: Answer, names: Signature, runtime: Runtime, inputs: Array) -> Parity:
+    live, exported = _live(answer, inputs), _exported(runtime, names, inputs)
     return Parity(
         max_abs_difference=float(np.max(np.abs(live - exported))),
         top1_agreement=float(np.mean(live.argmax(axis=-1) == exported.argmax(axis=-1))),
         largest_logit=float(np.max(np.abs(live))),
-        images=len(images),
+        images=len(inputs),
     )
 
 
-def _live(model: ViT, params: Params, images: Array) -> Array:
-    size, answers = _even(len(images), _LIVE_BATCH), []
-    batches = list(streams.batches(len(images), size))
-    with progress(len(batches), "live model") as bar:
-        for rows in batches:
-            with jax.default_matmul_precision(
-                "highest"
-            ):  # accelerators would multiply float32 in TF32 or bfloat16
-                answers.append(streams.logits(model, params, images[rows], size))
+def _live(answer: Answer, inputs: Array) -> Array:
+    size, answers = _even(len(inputs), _LIVE_BATCH), []
+    starts = range(0, len(inputs), size)
+    with progress(len(starts), "live model") as bar:
+        for start in starts:
+            answers.append(answer(inputs[start : start + size]))
             bar.advance()
     return np.concatenate(answers)
 
 
-def _exported(runtime: Runtime, images: Array) -> Array:
-    slices, answers = _slices(len(images)), []
+def _exported(runtime: Runtime, names: Signature, inputs: Array) -> Array:
+    slices, answers = _slices(len(inputs)), []
     with progress(len(slices), "exported file") as bar:
         for rows in slices:
-            answers.append(_answers(runtime, images[rows]))
+            answers.append(_answers(runtime, names, inputs[rows]))
             bar.advance()
     return np.concatenate(answers)
 
@@ -73,13 +81,13 @@ def _even(count: int, most: int) -> int:
     return math.ceil(count / math.ceil(count / most))
 
 
-def _answers(runtime: Runtime, images: Array) -> Array:
+def _answers(runtime: Runtime, names: Signature, inputs: Array) -> Array:
     try:
-        return runtime.run({INPUT: images})[OUTPUT]
+        return runtime.run({names.input.name: inputs})[names.output.name]
     except Exception as error:  # each runtime raises kinds of its own for a graph that cannot take this batch
         reason = " ".join(str(error).split())
         raise UserError(
-            f"the exported model cannot take a batch of {len(images)}: {reason}; nothing was written: "
+            f"the exported model cannot take a batch of {len(inputs)}: {reason}; nothing was written: "
             "this is a defect of the exporter, please report it"
         ) from error
 

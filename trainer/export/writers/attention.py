@@ -13,7 +13,7 @@ from trainer.models.build import Params
 def attention(
     graph: Graph, at: str, x: str, num_tokens: int, block: Block, params: Params, mask: str = ""
 ) -> str:
-    """(B, T, D) → (B, T, D), of what was normalised already; `mask` (B, 1, 1, T) is added to the logits where there is one."""
+    """(B, T, D) → (B, T, D), of what was normalised already; `mask` (B, 1, T, T) is added to the logits where there is one."""
     heads, dims = block.num_heads, (block.qk_dim, block.qk_dim, block.v_dim)
     joined = graph.dense(f"{at}/qkv", x, *_joined_projections(block, params))
     parts = graph.split(f"{at}/split", joined, [heads * dim for dim in dims])

@@ -27,9 +27,7 @@ def post_norm_block(
 ) -> str:
     """norm(x + attention(x)), then norm(x + mlp(x)); either branch may be absent, with its norm."""
     if block.num_heads:
-        added = attention(
-            graph, f"{name}/attention", x, model.max_tokens, block, params["attention"], mask
-        )
+        added = attention(graph, f"{name}/attention", x, model.max_tokens, block, params["attention"], mask)
         x = graph.node("Add", f"{name}/attention/residual", x, added)
         x = graph.norm(f"{name}/norm1", x, **params["norm1"], epsilon=model.norm_eps)
     if block.mlp_dim:

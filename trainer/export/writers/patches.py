@@ -12,7 +12,12 @@ _AXES = {"NHWC": ([1, 2], [0, 1, 3, 2, 4, 5]), "NCHW": ([2, 3], [0, 2, 4, 3, 5, 
 
 
 def patch_products(
-    graph: Graph, x: str, size: tuple[int, int], patch_size: int, layout: Literal["NHWC", "NCHW"], params: Params
+    graph: Graph,
+    x: str,
+    size: tuple[int, int],
+    patch_size: int,
+    layout: Literal["NHWC", "NCHW"],
+    params: Params,
 ) -> str:
     """`x` of `size` (H, W) pixels or cells → (B, P, D) without the bias; what fills no patch is cut off."""
     p, channels, width = patch_size, *np.asarray(params["kernel"]).shape[2:]

@@ -8,7 +8,7 @@ from trainer.export.signature import TOKENS
 from trainer.export.writers.block import post_norm_block, pre_norm_block
 from trainer.models.build import Params
 
-_MASKED = -1e10  # exp gives 0, and a text of padding alone still has finite logits
+_MASKED = -1e10  # added: swallows the logit, so that padding, which may look nowhere, looks everywhere alike, as in the live model
 
 
 def write_text(graph: Graph, model: TextTower, params: Params) -> str:
@@ -47,11 +47,12 @@ def _embedded(graph: Graph, model: TextTower, params: Params) -> str:
 
 
 def _padding_mask(graph: Graph, model: TextTower) -> str:
-    """(B, 1, 1, T): what takes padding, token 0, out of every softmax."""
+    """(B, 1, T, T), for all attentions: padding, token 0, neither looks nor is looked at."""
     padding = graph.node("Equal", "mask/padding", TOKENS, graph.weight("mask/zero", np.array(0, np.int32)))
+    looks = graph.reshape("mask/looks", padding, [0, 1, model.max_tokens, 1])
+    seen = graph.reshape("mask/seen", padding, [0, 1, 1, model.max_tokens])
     masked, kept = (
         graph.weight("mask/masked", np.array(_MASKED, np.float32)),
         graph.weight("mask/kept", np.array(0.0, np.float32)),
     )
-    mask = graph.node("Where", "mask/added", padding, masked, kept)
-    return graph.reshape("mask", mask, [0, 1, 1, model.max_tokens])
+    return graph.node("Where", "mask", graph.node("Or", "mask/either", looks, seen), masked, kept)
