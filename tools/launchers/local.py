@@ -3,6 +3,7 @@
 The processes share their fate. The first that fails decides the exit code of the job and the others are ended. A request to
 stop (SIGTERM, Ctrl-C, a closed terminal) reaches each of them as SIGTERM, on which the trainer saves its state, and process 0
 then speaks for all. Threads only read: they put what they see on one queue, and everything is decided where it is taken off.
+A launcher that is killed itself can end nothing any more; `guard`, a process beside it, does so then.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import IO, TextIO
 
@@ -25,6 +27,7 @@ from serving.command import ExitCode, UserError
 from tools.launchers.job import Job, ending, program, table_code
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_GUARD = Path(__file__).with_name("guard.py")
 
 
 @dataclass(frozen=True)
@@ -76,10 +79,10 @@ class LocalLauncher:
         command = program(job.command)
         with contextlib.ExitStack() as stack:
             logs = [stack.enter_context(log) for log in _log_files(job)]
-            gang = _Gang(job, logs, self.log)
+            gang = _Gang(job, logs, self.log, stack.enter_context(_guard(job.grace_s)))
             stack.enter_context(_stop_signals_to(gang.events))
             stack.callback(gang.kill)
-            gang.start(command)
+            gang.start(command, stack.enter_context(_held_port()))
             code = gang.wait()
         if gang.result is not None:
             print(gang.result, file=self.output, flush=True)
@@ -89,10 +92,10 @@ class LocalLauncher:
 class _Gang:
     """The running processes of one job."""
 
-    def __init__(self, job: Job, logs: list[TextIO], log: TextIO) -> None:
+    def __init__(self, job: Job, logs: list[TextIO], log: TextIO, guard: IO[bytes]) -> None:
         self.events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
         self.result: str | None = None
-        self._job, self._logs, self._log = job, logs, log
+        self._job, self._logs, self._log, self._guard = job, logs, log, guard
         self._processes: list[subprocess.Popen[bytes]] = []
         self._codes: dict[int, int] = {}
         self._failure: tuple[str, int] | None = None
@@ -100,8 +103,8 @@ class _Gang:
         self._stopping = False
         self._deadline_s = None if job.timeout_s is None else time.monotonic() + job.timeout_s
 
-    def start(self, command: tuple[str, ...]) -> None:
-        coordinator = f"127.0.0.1:{_free_port()}"
+    def start(self, command: tuple[str, ...], port: int) -> None:
+        coordinator = f"127.0.0.1:{port}"
         for index in range(self._job.processes):
             process = subprocess.Popen(
                 command,
@@ -112,6 +115,7 @@ class _Gang:
                 # A group of its own: Ctrl-C reaches it through us alone, and its own children can be ended with it.
                 start_new_session=True,
             )
+            self._tell_guard("+", process)
             self._processes.append(process)
             assert process.stdout is not None
             assert process.stderr is not None
@@ -172,8 +176,13 @@ class _Gang:
     def _say(self, text: str) -> None:
         print(f"[launch] {text}", file=self._log, flush=True)
 
+    def _tell_guard(self, change: str, process: subprocess.Popen[bytes]) -> None:
+        with contextlib.suppress(BrokenPipeError):  # somebody killed the guard: the job does not depend on it
+            self._guard.write(f"{change}{process.pid}\n".encode())
+
     def _note_end(self, index: int, code: int) -> None:
         self._codes[index] = code
+        self._tell_guard("-", self._processes[index])
         self._say(f"process {index} ended with {ending(code)}")
         if code == 0 or self._stopping:
             return
@@ -239,10 +248,26 @@ def _environment(job: Job, index: int, coordinator: str) -> dict[str, str]:
     }
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@contextlib.contextmanager
+def _held_port() -> Iterator[int]:
+    """A port for process 0 to be the coordinator on, held for as long as the job runs.
+
+    A socket that is bound and never listens keeps others off: the kernel gives the port to nobody, and who asks for it by number
+    is refused. With SO_REUSEPORT set on both sides, as gRPC sets it, a process of the same user may listen there all the same.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield int(holder.getsockname()[1])
+
+
+@contextlib.contextmanager
+def _guard(grace_s: float) -> Iterator[IO[bytes]]:
+    """The pipe to a `guard`, whose end ends it; it has nothing to do when all processes have ended before."""
+    command = [sys.executable, "-I", "-S", str(_GUARD), str(grace_s)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0, start_new_session=True) as guard:
+        assert guard.stdin is not None
+        yield guard.stdin
 
 
 def _log_files(job: Job) -> Iterator[TextIO]:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import selectors
 import signal
 import subprocess
 import sys
@@ -11,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from serving.command import ExitCode
+from tools.launchers import local
 from tools.launchers.job import Job
 from tools.launchers.local import LocalLauncher
 
+ROOT = Path(__file__).parents[3]
 INDEX = "import os, signal, sys\nindex = os.environ['VITFORGE_PROCESS_ID']\n"
 # Blocks until a signal ends it; the launcher's own time-out would end a test that waits for ever.
 WAIT = "signal.pause()\n"
@@ -140,6 +143,73 @@ def test_each_process_has_a_log_file_and_an_earlier_run_is_not_lost(tmp_path: Pa
         run(f"print('{word}', index)", logs_dir=tmp_path / "logs")
     assert (tmp_path / "logs" / "process_1.log").read_text() == "first 1\nsecond 1\n"
     assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["process_0.log", "process_1.log"]
+
+
+def test_the_coordinators_port_is_held_for_the_job_and_open_to_a_server_that_shares_it() -> None:
+    script = (
+        "import socket\n"
+        "host, _, port = os.environ['VITFORGE_COORDINATOR'].partition(':')\n"
+        "def taken(share):\n"
+        "    with socket.socket() as one:\n"
+        "        if share: one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)\n"
+        "        try: one.bind((host, int(port))); one.listen()\n"
+        "        except OSError as error: return error.strerror\n"
+        "    return 'mine'\n"
+        "print('alone:', taken(False)); print('shared:', taken(True))"
+    )
+    _, _, log = run(script, processes=1)
+    assert {"[0] alone: Address already in use", "[0] shared: mine"} <= set(log.splitlines())
+
+
+def test_the_processes_of_a_launcher_that_is_killed_are_asked_to_end_and_then_killed(tmp_path: Path) -> None:
+    # Process 0 saves on SIGTERM and leaves a child; process 1 does not listen. Each holds a pipe open for as long as it lives.
+    script = INDEX + (
+        "import subprocess\n"
+        "def save(*_): open('saved', 'w').close(); sys.exit(42)\n"
+        "signal.signal(signal.SIGTERM, save if index == '0' else signal.SIG_IGN)\n"
+        "life = os.open('life', os.O_WRONLY)\n"
+        "if index == '0': subprocess.Popen([sys.executable, '-c', 'import signal; signal.pause()'], pass_fds=[life])\n"
+        "print('ready', flush=True)\n" + WAIT
+    )
+    os.mkfifo(tmp_path / "life")
+    life = os.open(tmp_path / "life", os.O_RDONLY | os.O_NONBLOCK)
+    command = ["-m", "tools.launch", "run", "--processes=2", "--grace_s=1", "--", "python", "-c", script]
+    launcher = subprocess.Popen(
+        [sys.executable, *command],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert launcher.stderr is not None
+    waiting = {"[0] ready\n", "[1] ready\n"}
+    while waiting:
+        waiting.discard(launcher.stderr.readline())
+    launcher.kill()
+    os.set_blocking(life, True)
+    with selectors.DefaultSelector() as selector:
+        selector.register(life, selectors.EVENT_READ)
+        assert selector.select(timeout=60), "a process lives on"
+    assert os.read(life, 1) == b""  # the last writer has closed it: all three are dead
+    os.close(life)
+    assert (tmp_path / "saved").exists()
+    launcher.communicate()
+
+
+def test_a_job_does_not_depend_on_its_guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone.py").write_text("")
+    monkeypatch.setattr(local, "_GUARD", tmp_path / "gone.py")
+    if not Path("/proc/self/task").is_dir():
+        pytest.skip("no /proc here to see the guard's end in")
+    # The only process waits until it is the only child that lives: the dead have no command line.
+    script = (
+        "def siblings():\n"
+        "    launcher = os.getppid()\n"
+        "    pids = open(f'/proc/{launcher}/task/{launcher}/children').read().split()\n"
+        "    return [pid for pid in pids if open(f'/proc/{pid}/cmdline').read()]\n"
+        "while len(siblings()) > 1: pass"
+    )
+    assert run(script, processes=1)[0] == ExitCode.DONE
 
 
 @pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
