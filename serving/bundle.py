@@ -25,10 +25,8 @@ from protos import bundle_pb2
 from serving.command import UserError
 from serving.preprocess import PreprocessSpec
 
-FORMAT_VERSION, READABLE = (
-    2,
-    (1, 2),
-)  # version 2 added fields; what they mean when absent is what version 1 meant
+FORMAT_VERSION = 2
+READABLE = (1, 2)  # 2 added fields, which when absent mean what 1 meant
 MANIFEST, GOLDEN, SUMS = "manifest.json", "golden.npz", "SHA256SUMS"
 _LARGEST_BUCKET = 4096  # a server runs each bucket once before it is ready
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -1,10 +1,10 @@
 """Resizing without antialias, as TensorFlow does it: each new pixel is read between its few neighbours in the old image.
 
-Centres of pixels lie at half-integers, so new pixel i lies at (i + 1/2) · old/new - 1/2 in the old image. Images that shrink so
-alias: that is what some models were trained on, and Pillow, which antialiases whenever it shrinks, cannot make it. What the definition
-leaves open is TensorFlow's (tf.image.resize, antialias=False), so that values may be cut to the same integers: positions and weights
-are float32, rows are interpolated first, a cubic's weights come from a table of 1,024 steps, and its neighbours outside of the image
-count for nothing. Against TensorFlow 2.21, 1.4 million values: linear the same to the last bit, cubic within 0.0002.
+Centres of pixels lie at half-integers, so new pixel i lies at (i + 1/2) · old/new - 1/2 in the old image. Images that shrink
+alias: that is what some models were trained on, and Pillow, which antialiases whenever it shrinks, cannot make it. What the
+definition leaves open is TensorFlow's (tf.image.resize, antialias=False), so that values may be cut to the same integers: positions
+and weights are float32, rows are interpolated first, a cubic's weights come from a table of 1,024 steps, and its neighbours outside
+of the image count for nothing. Against TensorFlow 2.21, 1.4 million values: linear the same to the last bit, cubic within 0.0002.
 """
 
 import functools
