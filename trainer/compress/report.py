@@ -16,8 +16,10 @@ from trainer.models.build import Params
 
 def top1(model: ViT, params: Params, spec: PreprocessSpec, source: ImageSource, batch: int) -> float:
     """The fraction of `source` whose largest logit is its label."""
-    images = np.stack([preprocess.fit(image, spec) for image in source.images])
-    logits = streams.logits(model, params, preprocess.normalise(images, spec), batch)
+    images = preprocess.normalise(np.stack([preprocess.fit(image, spec) for image in source.images]), spec)
+    # A shorter last batch would be compiled anew for every branch; zeros fill it, and their answers are left out.
+    filled = np.concatenate([images, np.zeros((-len(images) % batch, *images.shape[1:]), images.dtype)])
+    logits = streams.logits(model, params, filled, batch)[: len(images)]
     return float(np.mean(logits.argmax(axis=-1) == source.labels))
 
 

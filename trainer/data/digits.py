@@ -4,6 +4,9 @@ Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UC
 part). Split here, once and for all, into 1,257 for training, 180 for validation and 360 for testing.
 """
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 
 from serving.command import UserError
@@ -17,14 +20,23 @@ def load(data_dir: str) -> Dataset:
     """The digits.
 
     Raises:
-      UserError: for a `data_dir`, because they come with the installation.
+      UserError: for a `data_dir`, because they come with the installation, and when they are missing there.
     """
-    from sklearn import datasets
-
     if data_dir:
         what = "the digits come with the installation; leave it empty"
         raise UserError(f"data_dir={data_dir!r} is set, but {what}")
-    pixels, labels = datasets.load_digits(return_X_y=True)
-    images = np.rint(pixels.reshape(-1, 8, 8, 1) * (255 / _WHITE)).astype(np.uint8)
-    splits = split_off(images, labels.astype(np.int32), (_VALIDATION, _TEST), seed=0)
+    table = np.loadtxt(_file(), delimiter=",")
+    images = np.rint(table[:, :-1].reshape(-1, 8, 8, 1) * (255 / _WHITE)).astype(np.uint8)
+    splits = split_off(images, table[:, -1].astype(np.int32), (_VALIDATION, _TEST), seed=0)
     return assemble("digits", splits, tuple("0123456789"))
+
+
+def _file() -> Path:
+    """The table inside scikit-learn, 64 pixels and a label a line. To import scikit-learn for it would take a second."""
+    found = importlib.util.find_spec("sklearn")
+    path = Path(found.origin).parent / "datasets/data/digits.csv.gz" if found and found.origin else None
+    if path is None or not path.is_file():
+        raise UserError(
+            f"the digits are not there ({path or 'scikit-learn is not installed'}); install vitforge[train]"
+        )
+    return path

@@ -76,3 +76,16 @@ def test_a_report_without_int8_says_so() -> None:
         for stage in ("teacher", "pruned", "distilled", "scratch")
     ]
     assert "int8 was left out: this CPU would compute it wrongly." in report.remarks(rows)
+
+
+def test_the_steps_compile_into_one_folder_and_a_users_own_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(name: str) -> object:
+        steps = quickstart.Steps(tmp_path / name, quickstart._compiling_once("shared"))
+        return steps.run("ask", "tests.support.says_variable", "JAX_COMPILATION_CACHE_DIR")["value"]
+
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    assert told("unset") == "shared"
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "mine")
+    assert told("set") == "mine"

@@ -2,8 +2,12 @@
 
 import gzip
 import hashlib
+import importlib.machinery
+import importlib.util
 import pickle
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +18,7 @@ from trainer.data.datasets import open_dataset
 from trainer.data.idx import read_idx
 from trainer.data.source import Array, Dataset, ImageSource, assemble, split_off
 
+ROOT = Path(__file__).parents[3]
 FILES = {
     "train-images-idx3-ubyte": (36, 4, 4),
     "train-labels-idx1-ubyte": (36,),
@@ -77,6 +82,23 @@ def test_the_splits_of_the_digits_never_change(digits: Dataset) -> None:
     assert digits.fingerprint == "aef5b3c579d9bf283ad728ef8fe3cfa348acc904f0efab7692a0ba942522ddce"
     test = hashlib.sha256(digits.test.images.tobytes()).hexdigest()
     assert test == "278359d39da2c8d9875ccd8193f26cf91decc26b910fea68270f193f2bebeb9f"
+
+
+def test_the_digits_are_read_without_importing_the_library_they_ship_in() -> None:
+    """Every command would wait a second for it."""
+    script = "import sys; from trainer.data.digits import load; load(''); print('sklearn' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", script], cwd=ROOT, text=True) == "False\n"
+
+
+@pytest.mark.parametrize(
+    "found", [None, importlib.machinery.ModuleSpec("sklearn", None, origin="/no/init.py")]
+)
+def test_digits_that_are_not_there_are_refused_with_what_to_install(
+    found: importlib.machinery.ModuleSpec | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
+    with pytest.raises(UserError, match=r"the digits are not there \(.*\); install vitforge\[train\]"):
+        open_dataset("digits")
 
 
 def test_every_digit_is_in_one_split_only(digits: Dataset) -> None:

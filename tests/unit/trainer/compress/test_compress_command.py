@@ -10,9 +10,10 @@ from serving import preprocess
 from serving.command import UserError
 from tests.support.small_models import DIGITS_SPEC, SMALL, logits, save_digits
 from trainer import checkpoint, description
-from trainer.compress import repair, scores
+from trainer.compress import repair, scores, streams
 from trainer.compress.__main__ import main
 from trainer.compress.plan import Layer, Plan
+from trainer.compress.report import top1
 from trainer.compress.search import divergence
 from trainer.data.datasets import open_dataset
 from trainer.models.build import flatten
@@ -124,6 +125,25 @@ def test_the_model_that_is_loaded_says_what_the_cut_model_said(
     images = preprocess.normalise(open_dataset("digits").test.images[:32], DIGITS_SPEC)
     wanted = logits(card.description, params, images)
     np.testing.assert_array_equal(logits(loaded.description, loaded.params, images), wanted)
+
+
+@pytest.mark.parametrize("batch", [64, 128, 180, 256])
+def test_accuracy_asks_for_whole_batches_only_and_counts_each_image_once(
+    batch: int, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, source, asked = checkpoint.load(teacher), open_dataset("digits").validation, list[int]()
+    run = streams.logits
+
+    def watched(model: description.ViT, params: Any, images: Any, size: int) -> Any:
+        asked.append(len(images) % size)
+        return run(model, params, images, size)
+
+    monkeypatch.setattr(streams, "logits", watched)
+    found = top1(SMALL, loaded.params, DIGITS_SPEC, source, batch)
+    monkeypatch.undo()
+    wanted = logits(SMALL, loaded.params, preprocess.normalise(source.images, DIGITS_SPEC)).argmax(-1)
+    assert asked == [0]
+    assert found == np.mean(wanted == source.labels)
 
 
 def test_plan_scores_and_report_lie_beside_the_model(cut: tuple[Path, dict[str, Any]]) -> None:
