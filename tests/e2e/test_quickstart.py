@@ -1,14 +1,17 @@
 """The main job as a newcomer runs it, and what it promises."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.special
 
 from serving import preprocess
 from serving.bundle import read_bundle
 from serving.client import VisionClient
+from serving.client.vision import Label
 from tests.support import servers
 from tools import report
 
@@ -60,13 +63,34 @@ def test_report_and_plots_are_written(workdir: Path) -> None:
         assert (workdir / plot).read_bytes().startswith(b"\x89PNG")
 
 
-def test_tensors_through_model_infer_give_the_answers_of_png_bytes_through_classify(workdir: Path) -> None:
-    images, _ = report.test_images("digits", "")
-    spec = read_bundle(workdir / "models" / "student" / "1").preprocess
+@pytest.fixture(scope="module")
+def client(workdir: Path) -> Iterator[VisionClient]:
     with servers.serving(workdir / "models") as server, VisionClient(server.target) as client:
-        classified = [labels[0].index for labels in client.classify(images[:32], model="student", top_k=1)]
-        logits = client.infer("student", preprocess.prepare(images[:32], spec))
-    assert classified == np.argmax(logits, axis=-1).tolist()
+        yield client
+
+
+def test_tensors_through_model_infer_give_the_answers_of_png_bytes_through_classify(
+    workdir: Path, rows: dict[str, dict[str, str]], client: VisionClient
+) -> None:
+    """For every bundle, and all ten probabilities of each image, not only its first label."""
+    images, _ = report.test_images("digits", "")
+    images = images[:96]
+    for name in (row["model"] for row in rows.values()):
+        spec = read_bundle(workdir / "models" / name / "1").preprocess
+        answers = client.classify(images, model=name, top_k=10)
+        classified = np.array([[one.probability for one in sorted(row, key=_index)] for row in answers])
+        # A request of tensors is one batch, of at most 32.
+        prepared = np.split(preprocess.prepare(images, spec), 3)
+        logits = np.concatenate([client.infer(name, tensors) for tensors in prepared])
+        inferred = scipy.special.softmax(logits, axis=-1)
+        assert classified.shape == (96, 10), name
+        # The same tensors in the same engine: float32 differs by where a sum of the softmax is rounded.
+        np.testing.assert_allclose(classified, inferred, atol=1e-5, err_msg=name)
+        assert [row[0].index for row in answers] == inferred.argmax(axis=-1).tolist(), name
+
+
+def _index(label: Label) -> int:
+    return label.index
 
 
 def test_run_again_it_repeats_no_step(workdir: Path) -> None:
