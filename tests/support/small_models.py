@@ -14,7 +14,7 @@ from serving.preprocess import PreprocessSpec
 from trainer import checkpoint
 from trainer.compress import streams
 from trainer.compress.plan import Layer, Plan, identity
-from trainer.description import Block, ViT, uniform
+from trainer.description import Block, Classifier, Model, ViT, uniform
 from trainer.models.build import Params, flatten, param_shapes, unflatten
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -31,7 +31,7 @@ DIGITS_SPEC = PreprocessSpec(color="L", height=8, width=8, mean=(127.5,), std=(1
 DIGITS = tuple("0123456789")
 
 
-def random_params(model: ViT, seed: int = 0) -> Params:
+def random_params(model: Model, seed: int = 0) -> Params:
     """Parameters of the size that trained ones have: kernels scaled by their inputs, norms near 1, biases that matter."""
     rng = np.random.default_rng(seed)
     leaves = {}
@@ -40,17 +40,21 @@ def random_params(model: ViT, seed: int = 0) -> Params:
         if name.endswith("scale"):
             value = 1 + 0.2 * noise
         elif name.endswith("kernel"):
-            inputs = leaf.shape[:-1] if name.endswith(("out/kernel", "patch/kernel")) else leaf.shape[:1]
+            all_but_last = len(leaf.shape) == 4 or name.endswith(
+                "out/kernel"
+            )  # convolutions, and heads joined
+            inputs = leaf.shape[:-1] if all_but_last else leaf.shape[:1]
             value = noise / np.sqrt(np.prod(inputs))
         else:
             value = 0.3 * noise
         leaves[name] = value.astype(np.float32)
-    # Class scores that differ between images by more than between classes, as those of a trained model do.
-    leaves["head/kernel"] *= 3
+    if "head/kernel" in leaves:
+        # Class scores that differ between images by more than between classes, as those of a trained model do.
+        leaves["head/kernel"] *= 3
     return unflatten(leaves)
 
 
-def smooth_images(model: ViT, count: int, seed: int = 0) -> Array:
+def smooth_images(model: Classifier, count: int, seed: int = 0) -> Array:
     """Normalised images (count, H, W, C) of a few slow waves and a little noise: neighbours are alike, as in pictures."""
     rng = np.random.default_rng(seed)
     height, width = model.image_size

@@ -42,6 +42,8 @@ def towers(model: TwoTowers, params: Params) -> dict[str, onnx.ModelProto]:
     Raises:
       UserError: for a tower that is too large for one ONNX file.
     """
+    for one in (model.image, model.text):
+        _require_one_file(one)
     return {
         IMAGE_TOWER: _write(model.image, params["image"], tower=True),
         TEXT_TOWER: _write(model.text, params["text"], tower=True),
@@ -60,12 +62,16 @@ def graphs(model: Model, params: Params) -> dict[str, onnx.ModelProto]:
     return {MODEL: write_onnx(model, params)}
 
 
-def _write(model: Single, params: Params, tower: bool) -> onnx.ModelProto:
+def _require_one_file(model: Single) -> None:
     if 4 * param_count(model) > _MOST_BYTES:
         raise UserError(
             f"the model has {param_count(model):,} parameters, one ONNX file holds at most {_MOST_BYTES // 4:,}; "
             "take a smaller variant, or cut it first with trainer.compress"
         )
+
+
+def _write(model: Single, params: Params, tower: bool) -> onnx.ModelProto:
+    _require_one_file(model)
     graph = Graph()
     result = _body(graph, model, params)
     if tower:

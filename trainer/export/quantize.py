@@ -20,7 +20,7 @@ Ranges = dict[str, tuple[Array, Array]]  # least and greatest value, float32 (),
 
 
 def quantize_int8(model: onnx.ModelProto, images: Array, threads: int = 1) -> onnx.ModelProto:
-    """`model` with int8 products, its ranges from normalised `images` float32 (N, H, W, C), or tokens (N, T); the batch stays dynamic.
+    """`model` with int8 products, its ranges from normalised `images` (N, H, W, C) or tokens (N, T); the batch stays dynamic.
 
     A hybrid's convolutions stay float: only what `weight_products` names is quantized, its patch embedding and encoder.
 

@@ -6,8 +6,7 @@ classifier, else `embeddings` (towers, texts, models without a head).
 
 import dataclasses
 
-from trainer.description import Model, TextTower, TwoTowers
-from trainer.description.serialise import Classifier
+from trainer.description import Classifier, Model, TextTower, TwoTowers
 
 IMAGES, TOKENS = "images", "tokens"
 LOGITS, EMBEDDINGS = "logits", "embeddings"

@@ -1,4 +1,4 @@
-"""Patches as rows of a product, as ONNX nodes: a convolution whose stride is its kernel, in the form that quantizes as dense layers do."""
+"""The patch embedding as ONNX nodes: its convolution as a product with rows of patches, which quantizes as dense layers do."""
 
 from typing import Literal
 

@@ -8,10 +8,11 @@ from onnx import numpy_helper
 from serving.command import UserError
 from serving.runtime.base import Runtime
 from serving.runtime.select import open_runtime
+from tests.support.small_families import PAIR, SINGLE, inputs_for
 from tests.support.small_models import SMALL, logits, random_params, smooth_images
 from trainer.export import parity
 from trainer.export.graph import Array
-from trainer.export.onnx_writer import INPUT, OUTPUT, write_onnx
+from trainer.export.onnx_writer import INPUT, OUTPUT, towers, write_onnx
 from trainer.export.parity import Parity
 
 PARAMS, IMAGES = random_params(SMALL), smooth_images(SMALL, 30)
@@ -47,6 +48,29 @@ def test_a_faithful_graph_passes_with_room_to_spare() -> None:
     assert found.top1_agreement == 1
     assert found.largest_logit == pytest.approx(np.abs(logits(SMALL, PARAMS, IMAGES)).max(), rel=1e-5)
     assert found.max_abs_difference < found.tolerance / 5
+
+
+@pytest.mark.parametrize(
+    "name", ["DeiT", "ViT without a head", "hybrid", "Mixer", "text transformer", "BERT"]
+)
+def test_a_faithful_graph_of_any_family_passes_with_room_to_spare(name: str) -> None:
+    model, params = SINGLE[name], random_params(SINGLE[name])
+    found = parity.compare(model, params, _open(write_onnx(model, params)), inputs_for(model, 13))
+    assert (found.images, found.top1_agreement) == (13, 1)
+    assert found.max_abs_difference < found.tolerance / 5
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_each_tower_is_held_against_its_half_of_the_live_pair(tower: str) -> None:
+    params = random_params(PAIR)
+    inputs = inputs_for(getattr(PAIR, tower), 13)
+    runtime = _open(towers(PAIR, params)[tower])
+    found = parity.compare_tower(PAIR, params, tower, runtime, inputs)
+    assert found.max_abs_difference < found.tolerance / 5
+    params[tower]["norm" if tower == "image" else "embed_norm"]["bias"][0] += 0.1
+    changed = parity.compare_tower(PAIR, params, tower, runtime, inputs)
+    with pytest.raises(UserError, match="differs from the live one"):
+        parity.require_equal(changed)
 
 
 def test_one_changed_weight_is_refused_with_both_numbers() -> None:
