@@ -1,0 +1,114 @@
+"""`load_weights`: weights of any origin, ready to be trained, exported or served, with a report of what became of every array.
+
+    path → fetched, digest compared → archive opened → recognised by its names (published npz, timm, Hugging Face)
+         → described as it is stored → arrays read → positions resized, head kept, made anew or removed → Weights
+
+Our own checkpoints and bundles say themselves what they are. Nothing is returned unless everything is there.
+"""
+
+import dataclasses
+from collections.abc import Collection
+
+from serving.command import UserError
+from serving.preprocess import PreprocessSpec
+from trainer.description import Model
+from trainer.models.build import Params, unflatten
+from trainer.weights import adapt, families, published
+from trainer.weights.adapt import Arrays, Head, Stored, Wanted
+from trainer.weights.archive import Archive, open_archive
+from trainer.weights.contents import Contents
+from trainer.weights.layouts import Layout
+from trainer.weights.report import Report
+from trainer.weights.source import check_digest_form, fetched
+from trainer.weights.transfer import take
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A described model with its parameters, float32 on the host.
+
+    `preprocess` is how images become its input, None where its origin does not say; `labels` the names of its classes, () where
+    nobody wrote them down. `family` says by whose conventions it is computed and fed. `sha256` is of the file that was read; of a
+    checkpoint, that of its arrays (`trainer.checkpoint.weights_hash`). `layout` is that of the npz it came from.
+    """
+
+    description: Model
+    params: Params
+    preprocess: PreprocessSpec | None
+    labels: tuple[str, ...]
+    family: str
+    sha256: str
+    report: Report
+    layout: Layout | None = None
+
+
+def load_weights(
+    path: str,
+    model: str = "",
+    *,
+    image_size: tuple[int, int] | None = None,
+    head: Head = "keep",
+    num_classes: int | None = None,
+    sha256: str = "",
+    allow: Collection[str] = (),
+    seed: int = 0,
+) -> Weights:
+    """The weights at `path`.
+
+    Args:
+      path: an npz or safetensors file, local or any URL of fsspec; or the folder of a checkpoint or bundle of ours.
+      model: what they are of, any spelling of `trainer.description.named`; our own say it themselves.
+      image_size: (H, W) to resize position embeddings for; the stored size when None.
+      head: "keep" the stored one, "reinit" a head of zeros for `num_classes`, or "remove" it.
+      num_classes: classes of a new head; as many as are stored when None.
+      sha256: of the file, in hexadecimal; not compared when empty.
+      allow: what may differ: "missing" arrays are made fresh, "unused" ones left out; "resized" is what asking for an
+        `image_size` allows already.
+      seed: of what is made fresh.
+
+    Raises:
+      UserError: when the file cannot be read, is another than asked for, or does not fit `model`.
+    """
+    wanted = Wanted(image_size, head, num_classes, frozenset(allow), seed)
+    check_digest_form(sha256)
+    with fetched(path, sha256) as source, open_archive(source.path, source.shown) as archive:
+        contents = _recognised(archive, model)
+        return _loaded(archive, contents, wanted, source.sha256)
+
+
+def _recognised(archive: Archive, model: str) -> Contents:
+    if not model:
+        raise UserError(
+            f"{archive.source} does not say which model it is of; give its name (python -m tools.models lists all)"
+        )
+    return published.recognise(archive, model)
+
+
+def _loaded(archive: Archive, contents: Contents, wanted: Wanted, sha256: str) -> Weights:
+    model, source = contents.description, archive.source
+    new_head = adapt.replaced_head(model, wanted, source)
+    taken = take(archive, contents, adapt.shapes_of(model), new_head, wanted.allow)
+    report = Report(loaded=tuple(taken.arrays), unused=taken.unused, remarks=_on_head(contents, taken.arrays))
+    whole = adapt.filled(Stored(model, taken.arrays, report), taken.missing, wanted.seed)
+    final = adapt.adapted(whole, wanted, source)
+    return Weights(
+        description=final.model,
+        params=unflatten(final.arrays),
+        preprocess=families.preprocess_of(contents.family, final.model),
+        labels=contents.labels if wanted.head == "keep" else (),
+        family=contents.family,
+        sha256=sha256,
+        report=final.report,
+        layout=contents.layout,
+    )
+
+
+_NO_HEAD = "the head is all zeros, as it was published: train it before classifying"
+
+
+def _on_head(contents: Contents, arrays: Arrays) -> tuple[str, ...]:
+    """What to know of the stored head, where it was taken."""
+    kernel = arrays.get("head/kernel")
+    if kernel is None:
+        return ()
+    return contents.head_remarks + (() if kernel.any() else (_NO_HEAD,))
