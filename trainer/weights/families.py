@@ -1,7 +1,7 @@
 """What the origin of weights implies beside their names: how images are prepared, and which formulas the library computes with."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from serving.preprocess import PreprocessSpec
@@ -71,13 +71,16 @@ def image_size(model: Model) -> Size | None:
     return tower.image_size if isinstance(tower, ViT | Mixer) else None
 
 
-def preprocess_of(family: str, model: Model) -> PreprocessSpec | None:
-    """How images become input of `model`, as its family does it; None where that is unknown, or no colour images go in."""
+def preprocess_of(family: str, model: Model, said: Mapping[str, Any]) -> PreprocessSpec | None:
+    """How images become input of `model`, as its family does it but for what the file's own neighbours `said`.
+
+    None where that is unknown, or no colour images go in.
+    """
     tower = model.image if isinstance(model, TwoTowers) else model
     size = image_size(model)
     if size is None or not isinstance(tower, ViT | Mixer) or tower.channels != 3 or family not in _FAMILIES:
         return None
-    return _FAMILIES[family](size)
+    return dataclasses.replace(_FAMILIES[family](size), **said)
 
 
 def published_family(model: Model) -> str:

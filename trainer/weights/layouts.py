@@ -11,7 +11,6 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Literal
 
-from serving.command import UserError
 from trainer.weights.archive import Header
 
 PREFIXES = ("", "opt/target/", "params/")
@@ -52,21 +51,15 @@ class Layout:
 RELEASED = Layout()
 
 
-def find(names: Collection[str], source: str) -> tuple[Kind, str]:
-    """What kind of model the arrays `names` are of, and the prefix below which it lies.
+def is_published(names: Collection[str]) -> bool:
+    """Whether arrays of these names are a model of the original code."""
+    return any(prefix + anchor in names for prefix in PREFIXES for anchor in _ANCHORS.values())
 
-    Raises:
-      UserError: when it is none of the published models.
-    """
-    for prefix in PREFIXES:
-        for kind, anchor in _ANCHORS.items():
-            if prefix + anchor in names:
-                return kind, prefix
-    wanted = ", ".join(_ANCHORS.values())
-    seen = ", ".join(sorted(names)[:3]) or "no array"
-    raise UserError(
-        f"{source} is of no published family: it has none of {wanted} (below {', '.join(PREFIXES[1:])} or no prefix); "
-        f"it begins with {seen}"
+
+def find(names: Collection[str]) -> tuple[Kind, str]:
+    """What kind of published model the arrays `names` are of, and the prefix below which it lies."""
+    return next(
+        (kind, prefix) for prefix in PREFIXES for kind, anchor in _ANCHORS.items() if prefix + anchor in names
     )
 
 

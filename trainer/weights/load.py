@@ -9,15 +9,15 @@ Our own checkpoints and bundles say themselves what they are. Nothing is returne
 import dataclasses
 from collections.abc import Collection
 
-from serving.command import UserError
 from serving.preprocess import PreprocessSpec
 from trainer.description import Model
 from trainer.models.build import Params, unflatten
-from trainer.weights import adapt, families, published
+from trainer.weights import adapt, families
 from trainer.weights.adapt import Arrays, Head, Stored, Wanted
 from trainer.weights.archive import Archive, open_archive
 from trainer.weights.contents import Contents
 from trainer.weights.layouts import Layout
+from trainer.weights.recognise import recognise
 from trainer.weights.report import Report
 from trainer.weights.source import check_digest_form, fetched
 from trainer.weights.transfer import take
@@ -72,16 +72,7 @@ def load_weights(
     wanted = Wanted(image_size, head, num_classes, frozenset(allow), seed)
     check_digest_form(sha256)
     with fetched(path, sha256) as source, open_archive(source.path, source.shown) as archive:
-        contents = _recognised(archive, model)
-        return _loaded(archive, contents, wanted, source.sha256)
-
-
-def _recognised(archive: Archive, model: str) -> Contents:
-    if not model:
-        raise UserError(
-            f"{archive.source} does not say which model it is of; give its name (python -m tools.models lists all)"
-        )
-    return published.recognise(archive, model)
+        return _loaded(archive, recognise(archive, model), wanted, source.sha256)
 
 
 def _loaded(archive: Archive, contents: Contents, wanted: Wanted, sha256: str) -> Weights:
@@ -94,7 +85,7 @@ def _loaded(archive: Archive, contents: Contents, wanted: Wanted, sha256: str) -
     return Weights(
         description=final.model,
         params=unflatten(final.arrays),
-        preprocess=families.preprocess_of(contents.family, final.model),
+        preprocess=families.preprocess_of(contents.family, final.model, contents.preprocess),
         labels=contents.labels if wanted.head == "keep" else (),
         family=contents.family,
         sha256=sha256,

@@ -162,7 +162,7 @@ def recognise(archive: Archive, name: str) -> Contents:
     """
     headers, source = archive.headers, archive.source
     _refuse_attention_pooling(headers, source)
-    kind, prefix = layouts.find(headers, source)
+    kind, prefix = layouts.find(headers)
     if kind == "two_towers" and not is_pair(name):
         kind, prefix = "vit", f"{prefix}img/"  # a pair's image tower by itself
     tower = prefix + ("img/" if kind == "two_towers" else "")
