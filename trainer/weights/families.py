@@ -83,6 +83,12 @@ def preprocess_of(family: str, model: Model, said: Mapping[str, Any]) -> Preproc
     return dataclasses.replace(_FAMILIES[family](size), **said)
 
 
+def resized(spec: PreprocessSpec | None, model: Model) -> PreprocessSpec | None:
+    """`spec` for the image size of `model`."""
+    size = image_size(model)
+    return spec if spec is None or size is None else dataclasses.replace(spec, height=size[0], width=size[1])
+
+
 def published_family(model: Model) -> str:
     """The family of a published npz of `model`."""
     if isinstance(model, ViT):

@@ -8,7 +8,9 @@ Our own checkpoints and bundles say themselves what they are. Nothing is returne
 
 import dataclasses
 from collections.abc import Collection
+from pathlib import Path
 
+from serving.command import UserError
 from serving.preprocess import PreprocessSpec
 from trainer.description import Model
 from trainer.models.build import Params, unflatten
@@ -19,7 +21,7 @@ from trainer.weights.contents import Contents
 from trainer.weights.layouts import Layout
 from trainer.weights.recognise import recognise
 from trainer.weights.report import Report
-from trainer.weights.source import check_digest_form, fetched
+from trainer.weights.source import check_digest_form, fetched, is_url
 from trainer.weights.transfer import take
 
 
@@ -71,8 +73,36 @@ def load_weights(
     """
     wanted = Wanted(image_size, head, num_classes, frozenset(allow), seed)
     check_digest_form(sha256)
+    if not is_url(path) and Path(path).is_dir():
+        file = Path(path) / _SAFETENSORS
+        if not file.is_file():
+            return _own(Path(path), model, wanted, sha256)
+        path = str(file)
     with fetched(path, sha256) as source, open_archive(source.path, source.shown) as archive:
         return _loaded(archive, recognise(archive, model), wanted, source.sha256)
+
+
+_SAFETENSORS = "model.safetensors"  # the name under which timm and transformers publish
+
+
+def _own(folder: Path, model: str, wanted: Wanted, sha256: str) -> Weights:
+    from trainer.weights.own import (
+        load_own,
+    )  # brings Orbax and ONNX with it, which files of weights do without
+
+    if sha256:
+        raise UserError(f"{folder} is a folder, and a SHA-256 is of one file; leave sha256 out")
+    own = load_own(folder, model)
+    final = adapt.adapted(own.stored, wanted, str(folder))
+    return Weights(
+        description=final.model,
+        params=unflatten(final.arrays),
+        preprocess=families.resized(own.preprocess, final.model),
+        labels=own.labels if wanted.head == "keep" else (),
+        family=own.family,
+        sha256=own.digest,
+        report=final.report,
+    )
 
 
 def _loaded(archive: Archive, contents: Contents, wanted: Wanted, sha256: str) -> Weights:
