@@ -76,14 +76,27 @@ class Graph:
         for node in self._nodes:
             for names in (node.input, node.output):
                 names[:] = [signature.output.name if name == result else name for name in names]
-        asked, answered = _value(signature.input), _value(signature.output)
-        graph = helper.make_graph(self._nodes, "vitforge", [asked], [answered], list(self._weights.values()))
-        model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="vitforge"
-        )
+        model = self._checked(signature)
+        model.graph.initializer.extend(self._floats())
+        return model
+
+    def _checked(self, signature: Signature) -> onnx.ModelProto:
+        """The model without its float weights, whose values play no part in checks: each would copy a gigabyte of them twice."""
+        floats = self._floats()
+        absent = [helper.make_tensor_value_info(w.name, w.data_type, w.dims) for w in floats]
+        inputs, outputs = [_value(signature.input), *absent], [_value(signature.output)]
+        present = [w for w in self._weights.values() if w.data_type != onnx.TensorProto.FLOAT]
+        graph = helper.make_graph(self._nodes, "vitforge", inputs, outputs, present)
+        opset = helper.make_opsetid("", OPSET)
+        model = helper.make_model(graph, opset_imports=[opset], producer_name="vitforge")
         model.ir_version = _IR_VERSION
         onnx.checker.check_model(model, full_check=True)
-        return onnx.shape_inference.infer_shapes(model, strict_mode=True)
+        model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+        del model.graph.input[1:]
+        return model
+
+    def _floats(self) -> list[onnx.TensorProto]:
+        return [weight for weight in self._weights.values() if weight.data_type == onnx.TensorProto.FLOAT]
 
 
 def _value(tensor: Tensor) -> onnx.ValueInfoProto:

@@ -113,6 +113,15 @@ def test_names_datatypes_and_shapes_of_a_graph_are_those_of_its_signature(name: 
             assert value.type.tensor_type.elem_type == kinds[tensor.datatype]
 
 
+@pytest.mark.parametrize("name", SINGLE)
+def test_the_finished_file_passes_the_full_check_and_knows_every_shape(name: str) -> None:
+    graph = _single(name)[0]
+    onnx.checker.check_model(graph, full_check=True)
+    assert [value.name for value in graph.graph.input] == [signature(SINGLE[name]).input.name]
+    described = {value.name for value in (*graph.graph.value_info, *graph.graph.output)}
+    assert described == {output for node in graph.graph.node for output in node.output}
+
+
 def test_what_is_read_names_the_input_and_only_a_classifier_gives_logits() -> None:
     def names(model: Single) -> tuple[str, str]:
         return signature(model).input.name, signature(model).output.name
