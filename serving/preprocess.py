@@ -90,14 +90,21 @@ class PreprocessSpec:
         return PreprocessSpec(**{**value, "mean": tuple(value["mean"]), "std": tuple(value["std"])})
 
 
-def decode(encoded: bytes, spec: PreprocessSpec, max_pixels: int = MAX_PIXELS) -> Array:
+def decode(
+    encoded: bytes,
+    spec: PreprocessSpec,
+    max_pixels: int = MAX_PIXELS,
+    formats: tuple[str, ...] | None = FORMATS,
+) -> Array:
     """The image in `encoded` as uint8 (H, W, C): upright (EXIF), first frame, transparency on black, 16 bits scaled to 8.
 
+    `formats` of None takes all that Pillow reads: for files of one's own alone.
+
     Raises:
-      ImageError: when the bytes are no image of FORMATS, or hold more than `max_pixels`.
+      ImageError: when the bytes are no image of `formats`, or hold more than `max_pixels`.
     """
     try:
-        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(encoded), formats=formats) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise ImageError(

@@ -22,7 +22,7 @@ import tensorstore
 from serving.command import UserError
 from serving.preprocess import PreprocessSpec
 from trainer import description
-from trainer.description import ViT
+from trainer.description import Classifier
 from trainer.models.build import Params, flatten, param_shapes, unflatten
 
 _FOLDER = "checkpoints"
@@ -48,7 +48,7 @@ class Card:
     pretrained_hash, the weights_hash of what it began with.
     """
 
-    description: ViT
+    description: Classifier
     preprocess: PreprocessSpec
     labels: tuple[str, ...]
     meta: Meta
@@ -66,7 +66,7 @@ class Card:
     def from_json(value: Meta) -> "Card":
         """The card that `to_json` wrote."""
         rest = dict(value)
-        model = description.require_vit(description.from_json(rest.pop("description")), "a checkpoint")
+        model = description.require_classifier(description.from_json(rest.pop("description")), "a checkpoint")
         preprocess = PreprocessSpec.from_json(rest.pop("preprocess"))
         return Card(model, preprocess, tuple(rest.pop("labels")), rest)
 

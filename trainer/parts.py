@@ -13,9 +13,10 @@ from trainer.checkpoint import Card, Loaded
 from trainer.config import Experiment, config_hash, resolved_text
 from trainer.data.datasets import open_dataset
 from trainer.data.source import Dataset
-from trainer.description import ViT
+from trainer.description import Classifier
 from trainer.models.build import Params
 from trainer.objectives import Objective
+from trainer.start import Start, start_from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +37,14 @@ def assemble(experiment: Experiment) -> Parts:
       UserError: for an unknown dataset or model, an unreadable checkpoint, or parts that do not fit together.
     """
     dataset = open_dataset(experiment.dataset, experiment.data_dir)
-    spec = preprocessing(dataset, experiment.image_size)
     teacher = checkpoint.load(experiment.teacher_weights) if experiment.distill_weight > 0 else None
-    model, loaded = _student(experiment, dataset, spec)
+    start = _start(experiment, dataset)
+    spec = start.preprocess if start else preprocessing(dataset, experiment.image_size)
+    model = start.description if start else _shape(experiment, dataset, spec)
     if teacher is not None:
         _check_teacher(teacher, spec, model)
-    card = Card(model, spec, dataset.class_names, _meta(experiment, dataset, loaded, teacher))
-    return Parts(dataset, card, loaded.params if loaded else None, teacher, _objective(experiment))
+    card = Card(model, spec, dataset.class_names, _meta(experiment, dataset, start, teacher))
+    return Parts(dataset, card, start.params if start else None, teacher, _objective(experiment))
 
 
 def preprocessing(dataset: Dataset, image_size: int) -> PreprocessSpec:
@@ -53,21 +55,33 @@ def preprocessing(dataset: Dataset, image_size: int) -> PreprocessSpec:
     return PreprocessSpec(color=color, height=image_size, width=image_size, mean=scale, std=scale)
 
 
-def _student(experiment: Experiment, dataset: Dataset, spec: PreprocessSpec) -> tuple[ViT, Loaded | None]:
-    if experiment.pretrained:
-        loaded = checkpoint.load(experiment.pretrained)
-        _check_fits(loaded.description, dataset, spec, experiment.pretrained)
-        return loaded.description, loaded
+def _start(experiment: Experiment, dataset: Dataset) -> Start | None:
+    """The weights to begin with, when there are any."""
+    if not experiment.pretrained:
+        return None
+    start = start_from(experiment.pretrained, experiment.model, experiment.image_size, dataset.class_names)
+    channels = dataset.train.images.shape[-1]
+    # Grey pictures become colour ones by themselves; colours are not thrown away unasked.
+    if channels not in (1, start.preprocess.channels):
+        raise UserError(
+            f"{dataset.name} has pictures of {channels} channels, the model of {experiment.pretrained} takes grey ones; "
+            "use weights that take colours"
+        )
+    return start
+
+
+def _shape(experiment: Experiment, dataset: Dataset, spec: PreprocessSpec) -> Classifier:
+    """The model to begin without weights."""
     if experiment.shape_of:
         model = checkpoint.load_card(experiment.shape_of).description
         _check_fits(model, dataset, spec, experiment.shape_of)
-        return model, None
-    channels = dataset.train.images.shape[-1]
-    named = description.named(experiment.model, (spec.height, spec.width), channels, len(dataset.class_names))
-    return description.require_vit(named, "training"), None
+        return model
+    size, channels = (spec.height, spec.width), dataset.train.images.shape[-1]
+    named = description.named(experiment.model, size, channels, len(dataset.class_names))
+    return description.require_classifier(named, "training")
 
 
-def _check_fits(model: ViT, dataset: Dataset, spec: PreprocessSpec, path: str) -> None:
+def _check_fits(model: Classifier, dataset: Dataset, spec: PreprocessSpec, path: str) -> None:
     data = ((spec.height, spec.width), dataset.train.images.shape[-1], len(dataset.class_names))
     if (model.image_size, model.channels, model.num_classes) != data:
         has = f"{model.image_size} pixels, {model.channels} channels, {model.num_classes} classes"
@@ -77,7 +91,7 @@ def _check_fits(model: ViT, dataset: Dataset, spec: PreprocessSpec, path: str) -
         )
 
 
-def _check_teacher(teacher: Loaded, spec: PreprocessSpec, model: ViT) -> None:
+def _check_teacher(teacher: Loaded, spec: PreprocessSpec, model: Classifier) -> None:
     if teacher.preprocess != spec:
         raise UserError(
             f"the teacher was trained with preprocessing {teacher.preprocess}, the student uses {spec}; "
@@ -97,7 +111,7 @@ def _objective(experiment: Experiment) -> Objective:
 
 
 def _meta(
-    experiment: Experiment, dataset: Dataset, pretrained: Loaded | None, teacher: Loaded | None
+    experiment: Experiment, dataset: Dataset, start: Start | None, teacher: Loaded | None
 ) -> checkpoint.Meta:
     stage = "distilled" if teacher else "scratch" if experiment.shape_of else "trained"
     return {
@@ -107,8 +121,8 @@ def _meta(
         "fingerprint": dataset.fingerprint,
         "config_text": resolved_text(experiment),
         "config_hash": config_hash(experiment),
-        "pretrained_hash": pretrained.meta["weights_hash"] if pretrained else "",
+        "pretrained_hash": start.weights_hash if start else "",
         "teacher_hash": teacher.meta["weights_hash"] if teacher else "",
         # The images that a cut was made from stay part of what it becomes.
-        "calibration_hash": pretrained.meta.get("calibration_hash", "") if pretrained else "",
+        "calibration_hash": start.calibration_hash if start else "",
     }

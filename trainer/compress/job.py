@@ -45,7 +45,8 @@ def compress(config: Compression, teacher_path: Path, workdir: Path) -> dict[str
     check_classes(loaded, data)
     images, calibration_hash = _calibration(config, loaded, data)
     how = Repair(config.ridge, config.calibration.batch)
-    teacher = Teacher(loaded.description, loaded.params, images, how)
+    model = description.require_vit(loaded.description, "compression")
+    teacher = Teacher(model, loaded.params, images, how)
     rounding = Rounding(config.round_mlp, config.round_head_dim)
     _check_goal(config, teacher.model, rounding)  # before what takes long
     scores = _scores(config, teacher)
@@ -53,7 +54,7 @@ def compress(config: Compression, teacher_path: Path, workdir: Path) -> dict[str
     params, remarks = cut(teacher.model, teacher.params, plan, images, how)
     sliced, _ = cut(teacher.model, teacher.params, plan, images, dataclasses.replace(how, fit=False))
 
-    model = plan.shape_of(teacher.model)
+    shape = plan.shape_of(teacher.model)
     meta = {
         **loaded.meta,
         "stage": "pruned",
@@ -66,16 +67,16 @@ def compress(config: Compression, teacher_path: Path, workdir: Path) -> dict[str
         "teacher_hash": loaded.meta["weights_hash"],
         "calibration_hash": calibration_hash,
     }
-    card = checkpoint.Card(model, loaded.preprocess, loaded.labels, meta)
+    card = checkpoint.Card(shape, loaded.preprocess, loaded.labels, meta)
     accuracies = {
-        name: report.top1(shape, weights, loaded.preprocess, data.validation, how.batch)
-        for name, shape, weights in (
+        name: report.top1(model, weights, loaded.preprocess, data.validation, how.batch)
+        for name, model, weights in (
             ("teacher", teacher.model, teacher.params),
-            ("cut without repair", model, sliced),
-            ("cut and repaired", model, params),
+            ("cut without repair", shape, sliced),
+            ("cut and repaired", shape, params),
         )
     }
-    result = _result(config, teacher.model, model, accuracies, remarks, time.monotonic() - began_s)
+    result = _result(config, teacher.model, shape, accuracies, remarks, time.monotonic() - began_s)
     _write(workdir, plan, scores, report.markdown(result, plan, teacher.model, candidates))
     checkpoint.save_model(workdir, card, params)  # last: a workdir with a checkpoint is a finished one
     return {**result, "workdir": str(workdir)}

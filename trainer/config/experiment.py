@@ -29,8 +29,8 @@ class Experiment:
     data_dir: str  # empty: where the data set is known to be
     image_size: int  # pixels, square
     aug: str
-    model: str  # a variant's name; not used with pretrained or shape_of
-    pretrained: str  # path of a checkpoint: its shape and its weights
+    model: str  # a variant's name; also that of the pretrained file, but checkpoints know their own
+    pretrained: str  # first weights: a checkpoint, or a published .npz or .safetensors (path or URL)
     shape_of: str  # path of a checkpoint: its shape, with fresh weights
     teacher_weights: str  # path of the teacher's checkpoint
     distill_weight: float  # alpha in alpha·T²·KL + (1 - alpha)·CE

@@ -6,7 +6,14 @@ Standard library only, at the bottom of `trainer`.
 
 from trainer.description.costs import block_macs, block_params, macs, param_count
 from trainer.description.mixer import Mixer
-from trainer.description.serialise import Classifier, Model, from_json, require_vit, to_json
+from trainer.description.serialise import (
+    Classifier,
+    Model,
+    from_json,
+    require_classifier,
+    require_vit,
+    to_json,
+)
 from trainer.description.stem import Convolution, Stem, unit_convolutions
 from trainer.description.text import TextTower
 from trainer.description.towers import TwoTowers
@@ -29,6 +36,7 @@ __all__ = [
     "macs",
     "named",
     "param_count",
+    "require_classifier",
     "require_vit",
     "to_json",
     "uniform",

@@ -87,3 +87,16 @@ def require_vit(model: Model, doing: str) -> ViT:
         what = "a ViT without a head" if isinstance(model, ViT) else f"of kind {model.kind!r}"
         raise UserError(f"the model is {what}; {doing} takes a ViT (plain, hybrid or DeiT) with a head")
     return model
+
+
+def require_classifier(model: Model, doing: str) -> Classifier:
+    """`model` itself when it sees images and has a head.
+
+    Raises:
+      UserError: naming what it is instead, and `doing`, what was about to be done with it.
+    """
+    if isinstance(model, TextTower | TwoTowers) or not model.num_classes:
+        raise UserError(
+            f"the model is of kind {model.kind!r} without a classifier; {doing} takes a classifier of images"
+        )
+    return model

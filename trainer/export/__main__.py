@@ -1,25 +1,81 @@
 """Write a bundle that serves: ONNX, manifest, golden answers, digests. Refused unless it says what the live model says.
 
 python -m trainer.export --checkpoint=runs/student --output=models/student/1 [--precision=int8]
+python -m trainer.export --model=Ti/16 --weights=Ti_16.npz --output=models/ti16/1 [--precision=int8 --images=pictures/]
+python -m trainer.export --model=LiT-B16B --weights=LiT-B16B.npz --output=models/lit/1      writes lit-image/1 and lit-text/1
 """
 
 import os
+import sys
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from serving import command
+from serving.command import UserError
 
 
 def main(argv: list[str]) -> dict[str, object]:
     """Exports; the result is that of `trainer.export.job.export`."""
     values = flags.FlagValues()
+    _define_model(values)
+    _define_bundle(values)
+    extra = command.parse_flags(values, argv)
+    given = {name: values[name].value for name in values}
+    complete = bool((given["checkpoint"] or given["weights"]) and given["output"])
+    command.require_usage(extra, complete, "--checkpoint (or --weights) and --output are needed")
+    if given["checkpoint"] and given["weights"]:
+        raise UserError("--checkpoint and --weights exclude each other; give one of them (see --help)")
+
+    # Imported late: --help answers without starting JAX.
+    from trainer.export import job
+
+    names = ("precision", "calibration_examples", "min_agreement", "threads")
+    request = job.Request(target=Path(given["output"]), **{name: given[name] for name in names})
+    job.check(request)
+    return job.export(_subject(given), request)
+
+
+def _define_model(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "checkpoint",
         None,
         "A training or compression workdir, or one of its checkpoints.",
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "weights",
+        "",
+        "Published weights instead: .npz or .safetensors, a path or a URL that fsspec knows.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "model", "", "The name of the model of --weights (python -m tools.models).", flag_values=values
+    )
+    flags.DEFINE_string("sha256", "", "Refuse --weights with another digest.", flag_values=values)
+    flags.DEFINE_list(
+        "allow", [], "What may differ in --weights: missing, unused, resized.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "image_size",
+        0,
+        "Side of the square input of --weights; its own when not given.",
+        lower_bound=0,
+        flag_values=values,
+    )
+    flags.DEFINE_list(
+        "images", [], "Pictures and folders of them to prove and calibrate --weights on.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "data_dir",
+        "",
+        "Folder of the data set's files; the one of the checkpoint when not given.",
+        flag_values=values,
+    )
+
+
+def _define_bundle(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "output", None, "The bundle to write: REPO/NAME/VERSION, version 1, 2, 3 ...", flag_values=values
     )
@@ -37,12 +93,6 @@ def main(argv: list[str]) -> dict[str, object]:
         upper_bound=1.0,
         flag_values=values,
     )
-    flags.DEFINE_string(
-        "data_dir",
-        "",
-        "Folder of the data set's files; the one of the checkpoint when not given.",
-        flag_values=values,
-    )
     flags.DEFINE_integer(
         "threads",
         len(os.sched_getaffinity(0)),
@@ -50,17 +100,21 @@ def main(argv: list[str]) -> dict[str, object]:
         lower_bound=1,
         flag_values=values,
     )
-    extra = command.parse_flags(values, argv)
-    complete = bool(values["checkpoint"].value and values["output"].value)
-    command.require_usage(extra, complete, "--checkpoint and --output are needed")
 
-    # Imported late: --help answers without starting JAX.
-    from trainer.export.job import Request, export
 
-    names = ("checkpoint", "precision", "calibration_examples", "min_agreement", "data_dir", "threads")
-    return export(
-        Request(target=Path(values["output"].value), **{name: values[name].value for name in names})
+def _subject(given: dict[str, Any]) -> Any:
+    from trainer.export import subject
+
+    if given["checkpoint"]:
+        return subject.from_checkpoint(given["checkpoint"], given["data_dir"])
+    from trainer.weights.load import load_weights
+
+    size = (given["image_size"], given["image_size"]) if given["image_size"] else None
+    weights = load_weights(
+        given["weights"], given["model"], image_size=size, sha256=given["sha256"], allow=given["allow"]
     )
+    print(weights.report.summary(), file=sys.stderr)
+    return subject.from_weights(weights, given["images"])
 
 
 if __name__ == "__main__":

@@ -2,217 +2,173 @@
 
 import dataclasses
 import hashlib
-import math
-import os
-import statistics
-import time
 from pathlib import Path
 
-import numpy as np
 import onnx
 from google.protobuf import json_format, struct_pb2
 
 from protos import bundle_pb2
-from serving import preprocess
 from serving.bundle import check_target, spec_to_proto, write_bundle
-from serving.command import Progress, UserError, progress
+from serving.command import UserError
 from serving.runtime import cpu
 from serving.runtime.base import Runtime
 from serving.runtime.select import open_runtime
-from trainer import __version__, checkpoint, description
-from trainer.checkpoint import Loaded
-from trainer.data.datasets import open_dataset
-from trainer.data.source import Dataset, ImageSource
-from trainer.evaluation import check_classes
-from trainer.export import parity
+from trainer import __version__, description
+from trainer.description import TextTower, TwoTowers
+from trainer.export import onnx_writer, parity
 from trainer.export.graph import Array
-from trainer.export.onnx_writer import INPUT, OUTPUT, write_onnx
+from trainer.export.measure import measure
 from trainer.export.parity import Parity
 from trainer.export.quantize import quantize_int8
-from trainer.interval import wilson
+from trainer.export.signature import MODEL, Signature, Single, Tensor, signatures
+from trainer.export.subject import Subject, target_of
 
 RUNTIME = "onnxruntime"
 PRECISIONS = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
 _BUCKETS = (1, 2, 4, 8, 16, 32)
-_GOLDEN, _CHECKED = 8, 256  # images in the bundle, and images that the proof looks at
-_MEASURED, _TIMED = 32, 50  # images at a time for accuracy, and times that one image is timed
+_GOLDEN = 8  # inputs in the bundle
 # int8 rounding flips where a sum is taken in another order; on one CPU the answers are equal, on another this much may change.
 _INT8_TOLERANCE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What to export, to where, and how."""
+    """To where, and how."""
 
-    checkpoint: str
     target: Path  # REPO/NAME/VERSION
     precision: str
     calibration_examples: int
     min_agreement: float
-    data_dir: str
     threads: int
 
 
-def export(request: Request) -> dict[str, object]:
-    """Writes the bundle and says what it holds and how near it is to the live model.
+@dataclasses.dataclass(frozen=True)
+class _Proven:
+    """One graph whose file says what the live model says."""
+
+    name: str
+    model: Single
+    names: Signature
+    graph: onnx.ModelProto
+    content: bytes
+    runtime: Runtime
+    found: Parity
+    golden: Array
+    calibration_hash: str
+
+
+def check(request: Request) -> None:
+    """Refuses what cannot end well, before anything is read.
 
     Raises:
-      UserError: for bad input, or when the exported model does not say what the live one says; nothing is written then.
+      UserError: for a target that is taken or none, or a precision that this CPU cannot prove.
     """
     check_target(request.target)
     if request.precision == "int8":  # what it answered here would be wrong, and that would be its proof
         cpu.require_cpu(cpu.INT8, f"int8, for {request.target},", "export fp32, or export int8 on such a CPU")
-    loaded = checkpoint.load(request.checkpoint)
-    data = open_dataset(loaded.meta["dataset"], request.data_dir or loaded.meta["data_dir"])
-    check_classes(loaded, data)
-    images = _normalised(data.validation, _CHECKED, loaded)
-    model, calibration_hash = write_onnx(loaded.description, loaded.params), loaded.meta["calibration_hash"]
+
+
+def export(subject: Subject, request: Request) -> dict[str, object]:
+    """Writes the bundle (two for a pair) and says what it holds and how near it is to the live model.
+
+    Raises:
+      UserError: for bad input, or when the exported model does not say what the live one says; nothing is written then.
+    """
+    check(request)
+    for name in subject.graphs():
+        check_target(target_of(request.target, name))
+    written = onnx_writer.graphs(subject.description, subject.params)
+    proven = [_prove(subject, request, name, graph) for name, graph in written.items()]
+    results = [_write(subject, request, one) for one in proven]
+    return results[0] if len(results) == 1 else {"bundles": results}
+
+
+def _prove(subject: Subject, request: Request, name: str, graph: onnx.ModelProto) -> _Proven:
+    model, calibration_hash = subject.graphs()[name], subject.provenance["calibration_hash"]
+    samples = subject.samples(model)
     if request.precision == "int8":
-        calibration, calibration_hash = _calibration(request, loaded, data)
-        model = quantize_int8(model, calibration, request.threads)
-    content = model.SerializeToString()
+        if name != MODEL:
+            raise UserError("int8 is for classifiers; export a pair of towers as fp32")
+        calibration = samples.calibration(request.calibration_examples)
+        calibration_hash = hashlib.sha256(calibration.tobytes()).hexdigest()
+        graph = quantize_int8(graph, calibration, request.threads)
+    content = graph.SerializeToString()
     runtime = open_runtime(content, RUNTIME, request.threads)
-    found = parity.compare(loaded.description, loaded.params, runtime, images)
+    inputs = samples.proof()
+    found = _compare(subject, name, runtime, inputs)
     if request.precision == "int8":
         parity.require_agreement(found, request.min_agreement)
     else:
         parity.require_equal(found)
-    golden = images[:_GOLDEN]
-    manifest = _manifest(request, loaded, found, _measure(runtime, request.threads, loaded, data))
-    manifest.provenance.calibration_hash = calibration_hash
-    file = PRECISIONS[request.precision]
-    write_bundle(
-        request.target,
-        manifest,
-        {file: content},
-        {INPUT: golden},
-        {OUTPUT: runtime.run({INPUT: golden})[OUTPUT]},
-    )
-    return _result(request, manifest, found, content, model)
+    names = signatures(subject.description)[name]
+    return _Proven(name, model, names, graph, content, runtime, found, inputs[:_GOLDEN], calibration_hash)
 
 
-def _normalised(source: ImageSource, count: int, loaded: Loaded) -> Array:
-    fitted = np.stack([preprocess.fit(image, loaded.preprocess) for image in source.images[:count]])
-    return preprocess.normalise(fitted, loaded.preprocess)
+def _compare(subject: Subject, name: str, runtime: Runtime, inputs: Array) -> Parity:
+    if isinstance(subject.description, TwoTowers):
+        return parity.compare_tower(subject.description, subject.params, name, runtime, inputs)
+    return parity.compare(subject.description, subject.params, runtime, inputs)
 
 
-def _calibration(request: Request, loaded: Loaded, data: Dataset) -> tuple[Array, str]:
-    """Normalised training images as evaluation prepares them, and the sha256 of their values.
-
-    Raises:
-      UserError: when fewer are there than asked for.
-    """
-    available, asked = len(data.train), request.calibration_examples
-    if asked > available:
-        raise UserError(
-            f"--calibration_examples={asked} is above the {available} training images of {data.name}; give fewer"
-        )
-    images = _normalised(data.train, asked, loaded)
-    return images, hashlib.sha256(images.tobytes()).hexdigest()
+def _write(subject: Subject, request: Request, proven: _Proven) -> dict[str, object]:
+    target, names = target_of(request.target, proven.name), proven.names
+    samples = subject.samples(proven.model)
+    manifest = _manifest(subject, request, proven, target)
+    manifest.measurements.extend(measure(proven.runtime, names, samples, proven.golden[:1], request.threads))
+    file, golden = PRECISIONS[request.precision], {names.input.name: proven.golden}
+    write_bundle(target, manifest, {file: proven.content}, golden, proven.runtime.run(golden))
+    return _result(request, manifest, proven, target)
 
 
-def _measure(runtime: Runtime, threads: int, loaded: Loaded, data: Dataset) -> list[bundle_pb2.Measurement]:
-    """Accuracy on the validation images, and latency of one image, of the file that will be served."""
-    images = _normalised(data.validation, len(data.validation), loaded)
-    with progress(math.ceil(len(images) / _MEASURED) + _TIMED, "measuring") as bar:
-        found = _labels(runtime, images, bar)
-        taken_ms = _latencies_ms(runtime, images[:1], bar)
-    top1 = float(np.mean(found == data.validation.labels))
-    low, high = wilson(top1, len(images))
-    where, here = (
-        f"{data.name} validation, {len(images)} images",
-        f"{threads} threads on the exporting machine of {os.cpu_count()} cores",
-    )
-    return [
-        bundle_pb2.Measurement(
-            name="validation_top1", value=top1, low=low, high=high, unit="fraction", where=where
-        ),
-        bundle_pb2.Measurement(
-            name="latency_batch_1",
-            value=statistics.median(taken_ms),
-            low=min(taken_ms),
-            high=max(taken_ms),
-            unit="ms",
-            where=here,
-        ),
-    ]
-
-
-def _labels(runtime: Runtime, images: Array, bar: Progress) -> Array:
-    """The first label of each image."""
-    found = []
-    for start in range(0, len(images), _MEASURED):
-        found.append(runtime.run({INPUT: images[start : start + _MEASURED]})[OUTPUT].argmax(axis=-1))
-        bar.advance()
-    return np.concatenate(found)
-
-
-def _latencies_ms(runtime: Runtime, image: Array, bar: Progress) -> list[float]:
-    taken_ms = []
-    for _ in range(_TIMED):
-        began_s = time.perf_counter()
-        runtime.run({INPUT: image})
-        taken_ms.append((time.perf_counter() - began_s) * 1e3)
-        bar.advance()
-    return taken_ms
-
-
-def _manifest(
-    request: Request, loaded: Loaded, found: Parity, measurements: list[bundle_pb2.Measurement]
-) -> bundle_pb2.Manifest:
-    model, meta = loaded.description, loaded.meta
-    exact = request.precision == "fp32"
-    tolerance = bundle_pb2.Tolerance(
-        max_abs_difference=found.tolerance if exact else _INT8_TOLERANCE * max(1.0, found.largest_logit),
-        min_top1_agreement=1.0 if exact else request.min_agreement,
-    )
+def _manifest(subject: Subject, request: Request, proven: _Proven, target: Path) -> bundle_pb2.Manifest:
+    model, found, exact = proven.model, proven.found, request.precision == "fp32"
     manifest = bundle_pb2.Manifest(
-        name=request.target.parent.name,
+        name=target.parent.name,
         created_by=f"vitforge {__version__}",
         description=json_format.ParseDict(description.to_json(model), struct_pb2.Struct()),
-        inputs=[
-            bundle_pb2.TensorSpec(name=INPUT, datatype="FP32", shape=[-1, *model.image_size, model.channels])
-        ],
-        outputs=[bundle_pb2.TensorSpec(name=OUTPUT, datatype="FP32", shape=[-1, model.num_classes])],
-        preprocessing=spec_to_proto(loaded.preprocess),
-        labels=loaded.labels,
+        inputs=[_spec(proven.names.input)],
+        outputs=[_spec(proven.names.output)],
+        labels=subject.labels if proven.name == MODEL else (),
         batch_buckets=_BUCKETS,
-        measurements=measurements,
         provenance=bundle_pb2.Provenance(
-            stage=meta["stage"],
             params=description.param_count(model),
             macs=description.macs(model),
-            **_hashes(loaded),
+            **{**subject.provenance, "calibration_hash": proven.calibration_hash},
         ),
     )
+    if subject.preprocess is not None and not isinstance(model, TextTower):
+        manifest.preprocessing.CopyFrom(spec_to_proto(subject.preprocess))
     manifest.models.add(
         file=PRECISIONS[request.precision],
         runtime=RUNTIME,
         precision=request.precision,
         required_cpu_features=[] if exact else cpu.INT8,
-        tolerance=tolerance,
+        tolerance=bundle_pb2.Tolerance(
+            max_abs_difference=found.tolerance if exact else _INT8_TOLERANCE * max(1.0, found.largest_logit),
+            min_top1_agreement=1.0 if exact else request.min_agreement,
+        ),
     )
     return manifest
 
 
-def _hashes(loaded: Loaded) -> dict[str, str]:
-    names = ("config_text", "config_hash", "weights_hash", "teacher_hash")
-    return {name: loaded.meta[name] for name in names}
+def _spec(tensor: Tensor) -> bundle_pb2.TensorSpec:
+    return bundle_pb2.TensorSpec(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
 
 
 def _result(
-    request: Request, manifest: bundle_pb2.Manifest, found: Parity, content: bytes, model: onnx.ModelProto
+    request: Request, manifest: bundle_pb2.Manifest, proven: _Proven, target: Path
 ) -> dict[str, object]:
+    scored = {one.name: one.value for one in manifest.measurements}
     return {
-        "bundle": str(request.target),
+        "bundle": str(target),
         "precision": request.precision,
         "file": PRECISIONS[request.precision],
         "stage": manifest.provenance.stage,
         "params": manifest.provenance.params,
         "macs": manifest.provenance.macs,
-        "mib": len(content) / 2**20,
-        "nodes": len(model.graph.node),
-        "max_abs_difference": found.max_abs_difference,
-        "top1_agreement": found.top1_agreement,
-        "validation_top1": manifest.measurements[0].value,
+        "mib": len(proven.content) / 2**20,
+        "nodes": len(proven.graph.graph.node),
+        "max_abs_difference": proven.found.max_abs_difference,
+        "top1_agreement": proven.found.top1_agreement,
+        "validation_top1": scored.get("validation_top1"),
     }

@@ -25,6 +25,8 @@ RECIPES: dict[str, tuple[Callable[..., Experiment | Compression], list[tuple[str
     "configs/fashion_mnist.py:teacher": (config.experiment, []),
     "configs/fashion_mnist.py:student": (config.experiment, _STUDENT),
     "configs/fashion_mnist.py:scratch": (config.experiment, _SCRATCH),
+    "configs/finetune.py:digits": (config.experiment, [("pretrained", "Ti_16.npz")]),
+    "configs/finetune.py:fashion_mnist": (config.experiment, [("pretrained", "Ti_16.npz")]),
     "configs/compress.py:digits": (config.compression, []),
     "configs/compress.py:fashion_mnist": (config.compression, []),
 }
@@ -48,7 +50,9 @@ def test_a_recipe_resolves_to_its_golden_text(recipe: str) -> None:
     assert text == golden.read_text()
 
 
-@pytest.mark.parametrize("variant", ["digits.py:teacher", "fashion_mnist.py:teacher", "compress.py:digits"])
+@pytest.mark.parametrize(
+    "variant", ["digits.py:teacher", "fashion_mnist.py:teacher", "compress.py:digits", "finetune.py:digits"]
+)
 def test_a_recipe_without_an_argument_is_its_first_variant(variant: str) -> None:
     read, _ = RECIPES[f"configs/{variant}"]
     assert read(f"configs/{variant}", []) == read(f"configs/{variant.partition(':')[0]}", [])

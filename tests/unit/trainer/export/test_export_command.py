@@ -19,7 +19,7 @@ from serving.runtime.select import open_runtime
 from tests.support.small_models import DIGITS, DIGITS_SPEC, SMALL, UNEVEN, logits, random_params, save_digits
 from trainer import checkpoint, description
 from trainer.data.datasets import open_dataset
-from trainer.export import job
+from trainer.export import job, onnx_writer
 from trainer.export.__main__ import main
 from trainer.export.onnx_writer import INPUT, OUTPUT
 from trainer.models.build import Params
@@ -321,12 +321,12 @@ def test_int8_that_answers_too_often_otherwise_is_refused_with_both_shares(
 def test_fp32_that_does_not_say_the_same_is_refused(
     teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = job.write_onnx
+    write = onnx_writer.write_onnx
 
     def wrong(model: description.ViT, params: Params) -> Any:
         return write(dataclasses.replace(model, norm_eps=1e-2), params)
 
-    monkeypatch.setattr(job, "write_onnx", wrong)
+    monkeypatch.setattr(onnx_writer, "write_onnx", wrong)
     output = tmp_path / "models" / "small" / "1"
     _refused(
         [f"--checkpoint={teacher}", f"--output={output}"],

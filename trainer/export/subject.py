@@ -1,0 +1,90 @@
+"""What is exported: a model, its arrays, and all that a bundle says of them; from a checkpoint or from published weights."""
+
+import dataclasses
+from pathlib import Path
+
+from serving.preprocess import PreprocessSpec
+from trainer import checkpoint
+from trainer.data.datasets import open_dataset
+from trainer.data.labels import class_names
+from trainer.data.pictures import find_pictures
+from trainer.description import Model, TextTower, TwoTowers
+from trainer.evaluation import check_classes
+from trainer.export.samples import DatasetSamples, DrawnSamples, PictureSamples, Samples
+from trainer.export.signature import IMAGE_TOWER, MODEL, TEXT_TOWER, Single
+from trainer.models.build import Params
+from trainer.weights.load import Weights
+
+_HASHES = ("config_text", "config_hash", "weights_hash", "teacher_hash", "calibration_hash")
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """One model to export; `provenance` has stage and the hashes of the manifest."""
+
+    description: Model
+    params: Params
+    preprocess: PreprocessSpec | None
+    labels: tuple[str, ...]
+    provenance: dict[str, str]
+    images: Samples | None  # None: numbers are drawn
+
+    def graphs(self) -> dict[str, Single]:
+        """The descriptions of its graphs by name: `model`, or `image` and `text` of a pair."""
+        model = self.description
+        return (
+            {IMAGE_TOWER: model.image, TEXT_TOWER: model.text}
+            if isinstance(model, TwoTowers)
+            else {MODEL: model}
+        )
+
+    def samples(self, graph: Single) -> Samples:
+        """Inputs of one of its graphs."""
+        if isinstance(graph, TextTower) or self.images is None:
+            return DrawnSamples(graph)
+        return self.images
+
+
+def from_checkpoint(path: str, data_dir: str) -> Subject:
+    """A trained or cut model, proven on the images of its own data set.
+
+    Raises:
+      UserError: when the checkpoint or its data set cannot be read, or they do not belong together.
+    """
+    loaded = checkpoint.load(path)
+    data = open_dataset(loaded.meta["dataset"], data_dir or loaded.meta["data_dir"])
+    check_classes(loaded, data)
+    return Subject(
+        loaded.description,
+        loaded.params,
+        loaded.preprocess,
+        loaded.labels,
+        {"stage": loaded.meta["stage"], **{name: loaded.meta[name] for name in _HASHES}},
+        DatasetSamples(data, loaded.preprocess),
+    )
+
+
+def from_weights(weights: Weights, pictures: list[str], stage: str = "published") -> Subject:
+    """Weights of any origin, proven on `pictures` (files and folders), or on drawn numbers without any.
+
+    Raises:
+      UserError: for pictures that are none.
+    """
+    model = weights.description
+    labels = weights.labels or (
+        "" if isinstance(model, TextTower | TwoTowers) else class_names(model.num_classes)
+    )
+    images = None
+    if pictures and weights.preprocess is not None:
+        images = PictureSamples(find_pictures(pictures), weights.preprocess)
+    hashes = dict.fromkeys(_HASHES, "") | {"weights_hash": checkpoint.weights_hash(weights.params)}
+    return Subject(
+        model, weights.params, weights.preprocess, tuple(labels), {"stage": stage, **hashes}, images
+    )
+
+
+def target_of(target: Path, graph: str) -> Path:
+    """Where the bundle of `graph` goes when REPO/NAME/VERSION was asked for: a pair becomes NAME-image and NAME-text."""
+    if graph == MODEL:
+        return target
+    return target.parent.with_name(f"{target.parent.name}-{graph}") / target.name
