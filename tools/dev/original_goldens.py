@@ -21,14 +21,13 @@ tests/unit/trainer/test_parity.py reads them.
 """
 
 import argparse
-import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -59,7 +58,7 @@ class Case:
     model: Any  # a Linen module
     size: int
     vocabulary: int = 0
-    setting: AbstractContextManager[Any] = contextlib.nullcontext()  # in force while the model is called
+    setting: AbstractContextManager[Any] | None = None  # in force while the model is called
 
 
 def _published(name: str) -> Callable[[], Case]:
@@ -135,7 +134,7 @@ def _small_lit_bert() -> Case:
     small = dataclasses.replace(configs.BertBaseConfig(), hidden_size=16, intermediate_dim=32, **sizes)
     case = _small_lit("bert", {"config": "base"}, (40, 40))
     # The original knows two sizes of BERT, by name.
-    return dataclasses.replace(case, setting=mock.patch.object(configs, "BertBaseConfig", lambda: small))
+    return dataclasses.replace(case, setting=mock.patch.object(configs, "BertBaseConfig", return_value=small))
 
 
 _CASES: dict[str, Callable[[], Case]] = {
@@ -169,7 +168,7 @@ def main() -> None:
     for name in arguments.names or _CASES:
         began = time.monotonic()
         case = _CASES[name]()
-        with case.setting:
+        with case.setting or nullcontext():
             golden = _golden(case)
         np.savez_compressed(arguments.out / f"{name}.npz", **golden)
         print(f"{name}: {', '.join(golden)}, {time.monotonic() - began:.0f} s", flush=True)

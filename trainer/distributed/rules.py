@@ -18,11 +18,15 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"attention/(query|key|value)/kernel", ("fsdp", "model", None)),
     (r"attention/(query|key|value)/bias", ("model", None)),
     (r"attention/out/kernel", ("model", None, "fsdp")),
-    (r"mlp/fc1/kernel", ("fsdp", "model")),
-    (r"mlp/fc1/bias", ("model",)),
-    (r"mlp/fc2/kernel", ("model", "fsdp")),
-    (r"patch/kernel", (None, None, None, "fsdp")),
-    (r"head/kernel", ("fsdp", None)),
+    (r"(mlp|channels)/fc1/kernel", ("fsdp", "model")),
+    (r"(mlp|channels|tokens)/fc1/bias", ("model",)),
+    (r"(mlp|channels)/fc2/kernel", ("model", "fsdp")),
+    # Mixer's token MLPs are small, and numbers of patches rarely divide.
+    (r"tokens/fc1/kernel", (None, "model")),
+    (r"tokens/fc2/kernel", ("model", None)),
+    (r"(patch|root|conv[123]|proj)/kernel", (None, None, None, "fsdp")),
+    (r"head(_dist)?/kernel", ("fsdp", None)),
+    (r"(^|/)token", (None, "fsdp")),
 )
 
 

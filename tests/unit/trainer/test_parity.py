@@ -92,7 +92,7 @@ def model_of(name: str) -> Model:
 
 
 def seeded_params(model: Model, spec: list[tuple[str, list[int]]]) -> Params:
-    """Arrays for every published name, under our names; BERT's heads are folded into the width there, and its positions are flat."""
+    """Arrays for every published name, under our names; in BERT's, heads are folded into the width, and positions are flat."""
     shapes = {name: leaf.shape for name, leaf in flatten(param_shapes(model)).items()}
     leaves = {our_name(name): seeded.weight(name, tuple(shape)) for name, shape in spec}
     params = unflatten({name: leaf.reshape(shapes.get(name, leaf.shape)) for name, leaf in leaves.items()})

@@ -1,5 +1,6 @@
 """The table of path rules, on meshes that need not exist here: a rule asks for names and sizes of axes only."""
 
+import dataclasses
 import types
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from tests.support.small_families import DEIT, HYBRID, MIXER, PAIR
 from tests.support.small_models import SMALL, UNEVEN, random_params
 from trainer import config, description, optim
 from trainer.config import MeshShape
@@ -21,8 +23,15 @@ def mesh(data: int = 2, fsdp: int = 2, model: int = 2) -> Any:
     return types.SimpleNamespace(shape={"data": data, "fsdp": fsdp, "model": model})
 
 
-def test_every_rule_is_used_by_a_vit_and_fits_the_rank_of_what_it_matches() -> None:
-    shapes = {name: leaf.shape for name, leaf in flatten(param_shapes(SMALL)).items()}
+FAMILIES = (DEIT, HYBRID, dataclasses.replace(MIXER, tokens_mlp_dim=8), PAIR)
+
+
+def test_every_rule_is_used_by_some_family_and_fits_the_rank_of_what_it_matches() -> None:
+    shapes = {
+        f"{model.kind} {name}" if name != "token" else name: leaf.shape
+        for model in FAMILIES
+        for name, leaf in flatten(param_shapes(model)).items()
+    }
     specs = {name: rules.spec_for(name, shape, mesh()) for name, shape in shapes.items()}
     for pattern, axes in rules.RULES:
         matched = [name for name in shapes if rules.re.search(pattern + "$", name)]
@@ -31,14 +40,18 @@ def test_every_rule_is_used_by_a_vit_and_fits_the_rank_of_what_it_matches() -> N
         assert {specs[name][0] for name in matched} == {PartitionSpec(*axes)}
 
 
-def test_every_big_array_of_a_published_vit_is_cut() -> None:
-    model = description.named("B/16", (224, 224), 3, 1000)
-    big = {name: leaf.shape for name, leaf in flatten(param_shapes(model)).items() if leaf.size > 200_000}
-    assert len(big) == 12 * 6 + 2  # query, key, value, out, fc1, fc2 of every block; patch and head
-    for name, shape in big.items():
-        spec, refused = rules.spec_for(name, shape, mesh(1, 4, 2))
-        assert "fsdp" in spec, name
-        assert ("model" in spec) == name.startswith("blocks"), name
+@pytest.mark.parametrize(
+    "name", ["B/16", "R50+ViT-L_32", "DeiT-B_16-distilled", "Mixer-L_16", "LiT-L16L", "LiT-L16Ti"]
+)
+def test_every_big_array_of_a_published_model_is_cut(name: str) -> None:
+    model = description.named(name, (224, 224), 3, 1000)
+    # Below lie positions (BERT's: 512 x 1024) and Mixer's token MLPs.
+    big = {name: leaf.shape for name, leaf in flatten(param_shapes(model)).items() if leaf.size > 525_000}
+    assert len(big) > 12 * 2
+    for path, shape in big.items():
+        spec, refused = rules.spec_for(path, shape, mesh(1, 4, 2))
+        assert "fsdp" in spec, path
+        assert ("model" in spec) == ("blocks/" in path), path
         assert refused == []
 
 
@@ -68,7 +81,20 @@ def test_an_axis_of_one_device_divides_everything() -> None:
         assert rules.spec_for(name, leaf.shape, mesh(8, 1, 1))[1] == []
 
 
-@pytest.mark.parametrize("name", ["norm/scale", "blocks/0/mlp/fc2/bias", "pos", "cls", "head/bias", "step"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "norm/scale",
+        "blocks/0/mlp/fc2/bias",
+        "pos",
+        "cls",
+        "dist",
+        "stem/root_norm/scale",
+        "head/bias",
+        "t",
+        "step",
+    ],
+)
 def test_small_arrays_are_replicated_without_a_report(name: str) -> None:
     assert rules.spec_for(name, (7,), mesh()) == (PartitionSpec(), [])
 
