@@ -249,3 +249,35 @@ def weights_hash(params: Params) -> str:
         digest.update(f"{name}:{value.dtype}:{value.shape}".encode())
         digest.update(value.tobytes())
     return digest.hexdigest()
+
+
+def export_optimized(
+    model: str,
+    input_shape: Sequence[int],
+    output_path: str | Path,
+    weights: str = "",
+    *,
+    precision: str = "fp32",
+    images: Sequence[str] = (),
+    sha256: str = "",
+) -> Path:
+    """Writes a bundle that `serving.main --model_repository=output_path` serves, and returns its folder.
+
+    Args:
+      model: a variant's name, such as "Ti_16"; may be empty when `weights` are a checkpoint of ours.
+      input_shape: (batch, H, W, C) or (H, W, C); the batch stays free whatever is given.
+      output_path: the model repository; the bundle goes to MODEL/1 in it, or to the next version.
+      weights: of any origin that `trainer.weights.load` reads; fresh ones (with a warning) when empty.
+      precision: "fp32" or "int8".
+      images: pictures and folders of them to prove on; int8 needs them.
+      sha256: of the file of `weights`; not compared when empty.
+
+    Raises:
+      UserError: for a shape or a model that do not fit, or when the bundle would not say what the model says.
+    """
+    # Imported late: the exporter itself reads checkpoints.
+    from trainer.export import optimized
+
+    return optimized.export_optimized(
+        model, input_shape, Path(output_path), weights, precision, images, sha256
+    )
