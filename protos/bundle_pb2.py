@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13protos/bundle.proto\x12\x12vitforge.bundle.v1\x1a\x1cgoogle/protobuf/struct.proto\"\xba\x04\n\x08Manifest\x12\x16\n\x0e\x66ormat_version\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\ncreated_by\x18\x03 \x01(\t\x12,\n\x0b\x64\x65scription\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12.\n\x06inputs\x18\x05 \x03(\x0b\x32\x1e.vitforge.bundle.v1.TensorSpec\x12/\n\x07outputs\x18\x06 \x03(\x0b\x32\x1e.vitforge.bundle.v1.TensorSpec\x12\x38\n\rpreprocessing\x18\x07 \x01(\x0b\x32!.vitforge.bundle.v1.Preprocessing\x12\x0e\n\x06labels\x18\x08 \x03(\t\x12-\n\x06models\x18\t \x03(\x0b\x32\x1d.vitforge.bundle.v1.ModelFile\x12\x15\n\rbatch_buckets\x18\n \x03(\r\x12\x32\n\nprovenance\x18\x0b \x01(\x0b\x32\x1e.vitforge.bundle.v1.Provenance\x12\x35\n\x0cmeasurements\x18\x0c \x03(\x0b\x32\x1f.vitforge.bundle.v1.Measurement\x12:\n\x07\x64igests\x18\r \x03(\x0b\x32).vitforge.bundle.v1.Manifest.DigestsEntry\x1a.\n\x0c\x44igestsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\";\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\"\xc4\x01\n\rPreprocessing\x12\r\n\x05\x63olor\x18\x01 \x01(\t\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0e\n\x06resize\x18\x04 \x01(\t\x12\x0e\n\x06method\x18\x05 \x01(\t\x12\x11\n\tantialias\x18\x06 \x01(\x08\x12\x15\n\rcrop_fraction\x18\x07 \x01(\x01\x12\x0c\n\x04mean\x18\x08 \x03(\x01\x12\x0b\n\x03std\x18\t \x03(\x01\x12\x0e\n\x06layout\x18\n \x01(\t\x12\x10\n\x08rounding\x18\x0b \x01(\t\"\x8e\x01\n\tModelFile\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x0f\n\x07runtime\x18\x02 \x01(\t\x12\x11\n\tprecision\x18\x03 \x01(\t\x12\x1d\n\x15required_cpu_features\x18\x04 \x03(\t\x12\x30\n\ttolerance\x18\x05 \x01(\x0b\x32\x1d.vitforge.bundle.v1.Tolerance\"C\n\tTolerance\x12\x1a\n\x12max_abs_difference\x18\x01 \x01(\x01\x12\x1a\n\x12min_top1_agreement\x18\x02 \x01(\x01\"\xa9\x01\n\nProvenance\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x13\n\x0b\x63onfig_text\x18\x02 \x01(\t\x12\x13\n\x0b\x63onfig_hash\x18\x03 \x01(\t\x12\x14\n\x0cweights_hash\x18\x04 \x01(\t\x12\x14\n\x0cteacher_hash\x18\x05 \x01(\t\x12\x18\n\x10\x63\x61libration_hash\x18\x06 \x01(\t\x12\x0e\n\x06params\x18\x07 \x01(\x03\x12\x0c\n\x04macs\x18\x08 \x01(\x03\"b\n\x0bMeasurement\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0b\n\x03low\x18\x03 \x01(\x01\x12\x0c\n\x04high\x18\x04 \x01(\x01\x12\x0c\n\x04unit\x18\x05 \x01(\t\x12\r\n\x05where\x18\x06 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13protos/bundle.proto\x12\x12vitforge.bundle.v1\x1a\x1cgoogle/protobuf/struct.proto\"\x81\x05\n\x08Manifest\x12\x16\n\x0e\x66ormat_version\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\ncreated_by\x18\x03 \x01(\t\x12,\n\x0b\x64\x65scription\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12.\n\x06inputs\x18\x05 \x03(\x0b\x32\x1e.vitforge.bundle.v1.TensorSpec\x12/\n\x07outputs\x18\x06 \x03(\x0b\x32\x1e.vitforge.bundle.v1.TensorSpec\x12\x38\n\rpreprocessing\x18\x07 \x01(\x0b\x32!.vitforge.bundle.v1.Preprocessing\x12\x0e\n\x06labels\x18\x08 \x03(\t\x12-\n\x06models\x18\t \x03(\x0b\x32\x1d.vitforge.bundle.v1.ModelFile\x12\x15\n\rbatch_buckets\x18\n \x03(\r\x12\x32\n\nprovenance\x18\x0b \x01(\x0b\x32\x1e.vitforge.bundle.v1.Provenance\x12\x35\n\x0cmeasurements\x18\x0c \x03(\x0b\x32\x1f.vitforge.bundle.v1.Measurement\x12:\n\x07\x64igests\x18\r \x03(\x0b\x32).vitforge.bundle.v1.Manifest.DigestsEntry\x12\x30\n\ttokeniser\x18\x0e \x01(\x0b\x32\x1d.vitforge.bundle.v1.Tokeniser\x12\x13\n\x0blogit_scale\x18\x0f \x01(\x01\x1a.\n\x0c\x44igestsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"Q\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x14\n\x0cvalues_below\x18\x04 \x01(\x03\"\xc4\x01\n\rPreprocessing\x12\r\n\x05\x63olor\x18\x01 \x01(\t\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0e\n\x06resize\x18\x04 \x01(\t\x12\x0e\n\x06method\x18\x05 \x01(\t\x12\x11\n\tantialias\x18\x06 \x01(\x08\x12\x15\n\rcrop_fraction\x18\x07 \x01(\x01\x12\x0c\n\x04mean\x18\x08 \x03(\x01\x12\x0b\n\x03std\x18\t \x03(\x01\x12\x0e\n\x06layout\x18\n \x01(\t\x12\x10\n\x08rounding\x18\x0b \x01(\t\"U\n\tTokeniser\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x12\n\nmax_tokens\x18\x02 \x01(\r\x12\x12\n\nlower_case\x18\x03 \x01(\x08\x12\x12\n\nvocab_file\x18\x04 \x01(\t\"\x8e\x01\n\tModelFile\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x0f\n\x07runtime\x18\x02 \x01(\t\x12\x11\n\tprecision\x18\x03 \x01(\t\x12\x1d\n\x15required_cpu_features\x18\x04 \x03(\t\x12\x30\n\ttolerance\x18\x05 \x01(\x0b\x32\x1d.vitforge.bundle.v1.Tolerance\"C\n\tTolerance\x12\x1a\n\x12max_abs_difference\x18\x01 \x01(\x01\x12\x1a\n\x12min_top1_agreement\x18\x02 \x01(\x01\"\xa9\x01\n\nProvenance\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x13\n\x0b\x63onfig_text\x18\x02 \x01(\t\x12\x13\n\x0b\x63onfig_hash\x18\x03 \x01(\t\x12\x14\n\x0cweights_hash\x18\x04 \x01(\t\x12\x14\n\x0cteacher_hash\x18\x05 \x01(\t\x12\x18\n\x10\x63\x61libration_hash\x18\x06 \x01(\t\x12\x0e\n\x06params\x18\x07 \x01(\x03\x12\x0c\n\x04macs\x18\x08 \x01(\x03\"b\n\x0bMeasurement\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0b\n\x03low\x18\x03 \x01(\x01\x12\x0c\n\x04high\x18\x04 \x01(\x01\x12\x0c\n\x04unit\x18\x05 \x01(\t\x12\r\n\x05where\x18\x06 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,19 +35,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MANIFEST_DIGESTSENTRY']._loaded_options = None
   _globals['_MANIFEST_DIGESTSENTRY']._serialized_options = b'8\001'
   _globals['_MANIFEST']._serialized_start=74
-  _globals['_MANIFEST']._serialized_end=644
-  _globals['_MANIFEST_DIGESTSENTRY']._serialized_start=598
-  _globals['_MANIFEST_DIGESTSENTRY']._serialized_end=644
-  _globals['_TENSORSPEC']._serialized_start=646
-  _globals['_TENSORSPEC']._serialized_end=705
-  _globals['_PREPROCESSING']._serialized_start=708
-  _globals['_PREPROCESSING']._serialized_end=904
-  _globals['_MODELFILE']._serialized_start=907
-  _globals['_MODELFILE']._serialized_end=1049
-  _globals['_TOLERANCE']._serialized_start=1051
-  _globals['_TOLERANCE']._serialized_end=1118
-  _globals['_PROVENANCE']._serialized_start=1121
-  _globals['_PROVENANCE']._serialized_end=1290
-  _globals['_MEASUREMENT']._serialized_start=1292
-  _globals['_MEASUREMENT']._serialized_end=1390
+  _globals['_MANIFEST']._serialized_end=715
+  _globals['_MANIFEST_DIGESTSENTRY']._serialized_start=669
+  _globals['_MANIFEST_DIGESTSENTRY']._serialized_end=715
+  _globals['_TENSORSPEC']._serialized_start=717
+  _globals['_TENSORSPEC']._serialized_end=798
+  _globals['_PREPROCESSING']._serialized_start=801
+  _globals['_PREPROCESSING']._serialized_end=997
+  _globals['_TOKENISER']._serialized_start=999
+  _globals['_TOKENISER']._serialized_end=1084
+  _globals['_MODELFILE']._serialized_start=1087
+  _globals['_MODELFILE']._serialized_end=1229
+  _globals['_TOLERANCE']._serialized_start=1231
+  _globals['_TOLERANCE']._serialized_end=1298
+  _globals['_PROVENANCE']._serialized_start=1301
+  _globals['_PROVENANCE']._serialized_end=1470
+  _globals['_MEASUREMENT']._serialized_start=1472
+  _globals['_MEASUREMENT']._serialized_end=1570
 # @@protoc_insertion_point(module_scope)

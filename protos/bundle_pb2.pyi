@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Manifest(_message.Message):
-    __slots__ = ("format_version", "name", "created_by", "description", "inputs", "outputs", "preprocessing", "labels", "models", "batch_buckets", "provenance", "measurements", "digests")
+    __slots__ = ("format_version", "name", "created_by", "description", "inputs", "outputs", "preprocessing", "labels", "models", "batch_buckets", "provenance", "measurements", "digests", "tokeniser", "logit_scale")
     class DigestsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +29,8 @@ class Manifest(_message.Message):
     PROVENANCE_FIELD_NUMBER: _ClassVar[int]
     MEASUREMENTS_FIELD_NUMBER: _ClassVar[int]
     DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    TOKENISER_FIELD_NUMBER: _ClassVar[int]
+    LOGIT_SCALE_FIELD_NUMBER: _ClassVar[int]
     format_version: int
     name: str
     created_by: str
@@ -42,17 +44,21 @@ class Manifest(_message.Message):
     provenance: Provenance
     measurements: _containers.RepeatedCompositeFieldContainer[Measurement]
     digests: _containers.ScalarMap[str, str]
-    def __init__(self, format_version: _Optional[int] = ..., name: _Optional[str] = ..., created_by: _Optional[str] = ..., description: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., preprocessing: _Optional[_Union[Preprocessing, _Mapping]] = ..., labels: _Optional[_Iterable[str]] = ..., models: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., batch_buckets: _Optional[_Iterable[int]] = ..., provenance: _Optional[_Union[Provenance, _Mapping]] = ..., measurements: _Optional[_Iterable[_Union[Measurement, _Mapping]]] = ..., digests: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    tokeniser: Tokeniser
+    logit_scale: float
+    def __init__(self, format_version: _Optional[int] = ..., name: _Optional[str] = ..., created_by: _Optional[str] = ..., description: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., preprocessing: _Optional[_Union[Preprocessing, _Mapping]] = ..., labels: _Optional[_Iterable[str]] = ..., models: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., batch_buckets: _Optional[_Iterable[int]] = ..., provenance: _Optional[_Union[Provenance, _Mapping]] = ..., measurements: _Optional[_Iterable[_Union[Measurement, _Mapping]]] = ..., digests: _Optional[_Mapping[str, str]] = ..., tokeniser: _Optional[_Union[Tokeniser, _Mapping]] = ..., logit_scale: _Optional[float] = ...) -> None: ...
 
 class TensorSpec(_message.Message):
-    __slots__ = ("name", "datatype", "shape")
+    __slots__ = ("name", "datatype", "shape", "values_below")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DATATYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
+    VALUES_BELOW_FIELD_NUMBER: _ClassVar[int]
     name: str
     datatype: str
     shape: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, name: _Optional[str] = ..., datatype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
+    values_below: int
+    def __init__(self, name: _Optional[str] = ..., datatype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., values_below: _Optional[int] = ...) -> None: ...
 
 class Preprocessing(_message.Message):
     __slots__ = ("color", "height", "width", "resize", "method", "antialias", "crop_fraction", "mean", "std", "layout", "rounding")
@@ -79,6 +85,18 @@ class Preprocessing(_message.Message):
     layout: str
     rounding: str
     def __init__(self, color: _Optional[str] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., resize: _Optional[str] = ..., method: _Optional[str] = ..., antialias: bool = ..., crop_fraction: _Optional[float] = ..., mean: _Optional[_Iterable[float]] = ..., std: _Optional[_Iterable[float]] = ..., layout: _Optional[str] = ..., rounding: _Optional[str] = ...) -> None: ...
+
+class Tokeniser(_message.Message):
+    __slots__ = ("kind", "max_tokens", "lower_case", "vocab_file")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LOWER_CASE_FIELD_NUMBER: _ClassVar[int]
+    VOCAB_FILE_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    max_tokens: int
+    lower_case: bool
+    vocab_file: str
+    def __init__(self, kind: _Optional[str] = ..., max_tokens: _Optional[int] = ..., lower_case: bool = ..., vocab_file: _Optional[str] = ...) -> None: ...
 
 class ModelFile(_message.Message):
     __slots__ = ("file", "runtime", "precision", "required_cpu_features", "tolerance")

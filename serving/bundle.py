@@ -23,12 +23,15 @@ from google.protobuf import json_format
 
 from protos import bundle_pb2
 from serving.command import UserError
+from serving.manifest import golden_problem_of, problem_of, spec_from_proto, tokeniser_of
+from serving.manifest import spec_to_proto as spec_to_proto
+from serving.manifest import tokeniser_to_proto as tokeniser_to_proto
 from serving.preprocess import PreprocessSpec
+from serving.tokenise import TokeniserSpec
 
 FORMAT_VERSION = 2
 READABLE = (1, 2)  # 2 added fields, which when absent mean what 1 meant
 MANIFEST, GOLDEN, SUMS = "manifest.json", "golden.npz", "SHA256SUMS"
-_LARGEST_BUCKET = 4096  # a server runs each bucket once before it is ready
 Array = np.ndarray[Any, np.dtype[Any]]
 Arrays = dict[str, Array]
 
@@ -47,9 +50,15 @@ class Bundle:
     golden_outputs: Arrays
 
     @property
-    def preprocess(self) -> PreprocessSpec:
-        """How images become this model's input."""
-        return spec_from_proto(self.manifest.preprocessing)
+    def preprocess(self) -> PreprocessSpec | None:
+        """How images become this model's input; None when it takes none."""
+        said = self.manifest.HasField("preprocessing")
+        return spec_from_proto(self.manifest.preprocessing) if said else None
+
+    @property
+    def tokeniser(self) -> TokeniserSpec | None:
+        """How texts become this model's input, by the vocabulary beside the manifest; None when it takes none, or does not say."""
+        return tokeniser_of(self.manifest)
 
     def model_file(self, precision: str = "") -> tuple[bundle_pb2.ModelFile, Path]:
         """The model file of `precision`, the first when none is asked for.
@@ -262,61 +271,10 @@ def _check(bundle: Bundle) -> None:
             raise BundleError(
                 f"bundle {bundle.path}: the model file {model.file!r} is missing; export it again"
             )
-    try:
-        problem = _disagreement(manifest, bundle.preprocess) or _golden_problem(bundle)
-    except ValueError as error:
-        raise BundleError(
-            f"bundle {bundle.path}: preprocessing in {MANIFEST} cannot be used: {error}"
-        ) from error
-    if problem:
+    golden = (bundle.golden_inputs, bundle.golden_outputs)
+    if problem := problem_of(manifest) or golden_problem_of(manifest, *golden, GOLDEN):
         raise BundleError(f"bundle {bundle.path}: {problem}; export it again")
-
-
-def _disagreement(manifest: bundle_pb2.Manifest, spec: PreprocessSpec) -> str:
-    for tensor in (*manifest.inputs, *manifest.outputs):
-        if tensor.datatype != "FP32" or tensor.shape[:1] != [-1] or min(tensor.shape[1:], default=0) < 1:
-            return f"tensor {tensor.name!r} is {tensor.datatype} {list(tensor.shape)}, it must be FP32 [-1, …] with positive sizes"
-    taken, classes = list(manifest.inputs[0].shape[1:]), manifest.outputs[0].shape[-1]
-    made = [spec.height, spec.width, spec.channels]
-    if taken != made:
-        return f"the model takes images of {taken}, its preprocessing makes {made}"
-    if manifest.labels and len(manifest.labels) != classes:
-        return f"{len(manifest.labels)} labels for {classes} classes"
-    if not all(0 < bucket <= _LARGEST_BUCKET for bucket in manifest.batch_buckets):
-        return f"batch buckets {list(manifest.batch_buckets)}, they must lie in 1 to {_LARGEST_BUCKET}"
-    return ""
-
-
-def _golden_problem(bundle: Bundle) -> str:
-    counts = set()
-    for kind, tensors, golden in (
-        ("inputs", bundle.manifest.inputs, bundle.golden_inputs),
-        ("outputs", bundle.manifest.outputs, bundle.golden_outputs),
-    ):
-        for tensor in tensors:
-            array = golden.get(tensor.name)
-            if array is None:
-                return f"{GOLDEN} has no {kind}/{tensor.name}"
-            if array.dtype != np.float32 or array.shape[1:] != tuple(tensor.shape[1:]) or not array.size:
-                found = f"{array.dtype} {list(array.shape)}"
-                return f"{kind}/{tensor.name} in {GOLDEN} is {found}, the signature says float32 {list(tensor.shape)}"
-            counts.add(len(array))
-    return (
-        "" if len(counts) == 1 else f"{GOLDEN} holds unequal numbers of inputs and outputs: {sorted(counts)}"
-    )
 
 
 def _digest(content: bytes) -> str:
     return "sha256:" + hashlib.sha256(content).hexdigest()
-
-
-def spec_to_proto(spec: PreprocessSpec) -> bundle_pb2.Preprocessing:
-    """The manifest's form of a spec."""
-    return bundle_pb2.Preprocessing(**spec.to_json())
-
-
-def spec_from_proto(message: bundle_pb2.Preprocessing) -> PreprocessSpec:
-    """The spec in a manifest; ValueError when it makes no sense."""
-    values = {field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields}
-    values["rounding"] = values["rounding"] or "nearest"  # bundles of format version 1 do not say
-    return PreprocessSpec.from_json(values)

@@ -56,7 +56,7 @@ def decode_inputs(
 
     Raises:
       InvalidInput: for a missing, unknown or repeated input, another type or shape, an empty or too large batch, bytes that do
-        not match the shape, or raw and typed contents in one request.
+        not match the shape, integers beyond those that the signature allows, or raw and typed contents in one request.
     """
     raw = request.raw_input_contents
     expected = {spec.name: spec for spec in signature}
@@ -69,6 +69,7 @@ def decode_inputs(
     for index, tensor in enumerate(request.inputs):
         _check_tensor(tensor, expected[tensor.name], max_batch_size)
         decoded[tensor.name] = _from_raw(tensor, raw[index]) if raw else _from_typed(tensor)
+        _check_values(decoded[tensor.name], expected[tensor.name])
     return decoded
 
 
@@ -158,6 +159,16 @@ def _check_tensor(
         raise InvalidInput(
             f"input '{tensor.name}' has a batch of {shape[0]}: batch-size must be <= {max_batch_size}"
         )
+
+
+def _check_values(array: np.ndarray, spec: bundle_pb2.TensorSpec) -> None:
+    """Tokens that a model does not know would fail inside of it, and negative ones would count from the end of its table."""
+    if spec.values_below:
+        outside = array[(array < 0) | (array >= spec.values_below)]
+        if outside.size:
+            raise InvalidInput(
+                f"input '{spec.name}' has the value {outside[0]}: it takes 0 to {spec.values_below - 1}"
+            )
 
 
 Tensor = inference_pb2.ModelInferRequest.InferInputTensor | inference_pb2.ModelInferResponse.InferOutputTensor

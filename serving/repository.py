@@ -42,9 +42,9 @@ class LoadedModel:
         """The name of the one output tensor."""
         return self.bundle.manifest.outputs[0].name
 
-    def run(self, images: Array) -> Array:
-        """Logits (B, classes) of images float32 (B, H, W, C)."""
-        return self.runtime.run({self.input_name: images})[self.output_name]
+    def run(self, inputs: Array) -> Array:
+        """Logits (B, classes) or embeddings (B, E) of images float32 (B, H, W, C), or of tokens int32 (B, T)."""
+        return self.runtime.run({self.input_name: inputs})[self.output_name]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,9 +133,9 @@ class Repository:
     def _warm(self, model: LoadedModel) -> None:
         """Runs `model` once at each size that its batches will be padded to."""
         buckets = model.bundle.manifest.batch_buckets
-        shape = model.bundle.golden_inputs[model.input_name].shape[1:]
+        like = model.bundle.golden_inputs[model.input_name]
         for bucket in buckets_within(self._max_batch_size or max(buckets, default=1), buckets):
-            _answer(model, np.zeros((bucket, *shape), np.float32))
+            _answer(model, np.zeros((bucket, *like.shape[1:]), like.dtype))
 
     def get(self, name: str, version: str = "") -> LoadedModel:
         """The model called `name`, its newest version when none is asked for.
@@ -176,11 +176,11 @@ def _versions(root: Path) -> list[Path]:
     return sorted(found, key=lambda path: (path.parent.name, int(path.name)))
 
 
-def _answer(model: LoadedModel, images: Array) -> Array:
+def _answer(model: LoadedModel, inputs: Array) -> Array:
     try:
-        return model.run(images)
+        return model.run(inputs)
     except Exception as error:  # engines' own exceptions share no base but Exception
-        said = f"its model fails on {len(images)} images ({type(error).__name__}: {error})"
+        said = f"its model fails on {len(inputs)} inputs ({type(error).__name__}: {error})"
         raise BundleError(f"bundle {model.bundle.path}: {said}; export it again") from error
 
 
@@ -191,12 +191,12 @@ def _check_golden(model: LoadedModel, tolerance: bundle_pb2.Tolerance) -> None:
     difference = float(np.max(np.abs(found - wanted))) if found.shape == wanted.shape else float("inf")
     if not difference <= tolerance.max_abs_difference:
         raise BundleError(
-            f"bundle {bundle.path}: on this machine its answers to the golden images differ by {difference:.3g}, "
+            f"bundle {bundle.path}: on this machine its answers to the golden inputs differ by {difference:.3g}, "
             f"allowed is {tolerance.max_abs_difference:.3g}; export it again, here or in fp32"
         )
     agreement = float(np.mean(found.argmax(axis=-1) == wanted.argmax(axis=-1)))
     if agreement < tolerance.min_top1_agreement:
         raise BundleError(
             f"bundle {bundle.path}: on this machine it gives the golden first label for {agreement:.1%} of the golden "
-            f"images, at least {tolerance.min_top1_agreement:.1%} is asked; export it again, here or in fp32"
+            f"inputs, at least {tolerance.min_top1_agreement:.1%} is asked; export it again, here or in fp32"
         )

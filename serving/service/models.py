@@ -16,6 +16,7 @@ import numpy as np
 from protos import bundle_pb2
 from serving.batching import Batcher, BatchLimits
 from serving.errors import ShuttingDown
+from serving.manifest import classifies
 from serving.preprocess import PreprocessSpec
 from serving.repository import LoadedModel, Repository
 from serving.telemetry import ModelTelemetry
@@ -31,7 +32,8 @@ class ServedModel:
     inputs: tuple[bundle_pb2.TensorSpec, ...]
     outputs: tuple[bundle_pb2.TensorSpec, ...]
     labels: tuple[str, ...]
-    preprocessing: PreprocessSpec
+    preprocessing: PreprocessSpec | None  # None: it takes no images
+    classifies: bool
     batcher: Batcher
     telemetry: ModelTelemetry
 
@@ -136,6 +138,7 @@ def _served(loaded: LoadedModel, limits: BatchLimits) -> ServedModel:
         outputs=tuple(manifest.outputs),
         labels=tuple(manifest.labels),
         preprocessing=loaded.bundle.preprocess,
+        classifies=classifies(manifest),
         batcher=Batcher(loaded.run, limits, on_batch=telemetry.batch_ran),
         telemetry=telemetry,
     )

@@ -10,8 +10,9 @@ import numpy as np
 
 from protos import vision_pb2, vision_pb2_grpc
 from serving.errors import InvalidInput
+from serving.preprocess import PreprocessSpec
 from serving.service.decoding import Decoder
-from serving.service.models import Models, deadline_of
+from serving.service.models import Models, ServedModel, deadline_of
 from serving.service.status import answers_with_status
 
 DEFAULT_TOP_K = 5
@@ -32,16 +33,32 @@ class VisionService(vision_pb2_grpc.VisionServicer):
         with self._models.call():
             model = self._models.find(request.model, request.version)
             with model.failure_counts(began_s):
+                spec = _preprocessing_of(model)
                 limit = model.batcher.limits.max_queue_rows
                 if not 1 <= len(request.images) <= limit:
                     raise InvalidInput(f"a request takes 1 to {limit} images, got {len(request.images)}")
-                rows = await self._decoder.prepare(request.images, model.preprocessing)
+                rows = await self._decoder.prepare(request.images, spec)
                 logits = await model.answer(rows, deadline_of(context), began_s)
         response = vision_pb2.ClassifyResponse(model=model.name, version=model.version, id=request.id)
         for probabilities in softmax(logits):
             labels = top_labels(probabilities, request.top_k or DEFAULT_TOP_K, model.labels)
             response.results.add(labels=labels)
         return response
+
+
+def _preprocessing_of(model: ServedModel) -> PreprocessSpec:
+    """How pictures become the model's input. Raises InvalidInput where it takes none, or says no classes of them."""
+    if model.preprocessing is None:
+        tensor = model.inputs[0]
+        shape = ",".join(map(str, tensor.shape))
+        raise InvalidInput(
+            f"model {model.name!r} takes no images: call ModelInfer with its input '{tensor.name}', {tensor.datatype} [{shape}]"
+        )
+    if not model.classifies:
+        raise InvalidInput(
+            f"model {model.name!r} answers '{model.outputs[0].name}' and no classes: call ModelInfer for them"
+        )
+    return model.preprocessing
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -319,7 +319,10 @@ SENSELESS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     ),
     "bad method": (lambda values: values["preprocessing"].update(method="magic"), "method one of"),
     "NaN mean": (lambda values: values["preprocessing"].update(mean=["NaN"]), "finite"),
-    "no batch": (lambda values: values["inputs"][0].update(shape=["8", "8", "1"]), "must be FP32 [-1, …]"),
+    "no batch": (
+        lambda values: values["inputs"][0].update(shape=["8", "8", "1"]),
+        "must be FP32 or INT32 [-1, …]",
+    ),
     "no shape": (lambda values: values["outputs"][0].pop("shape"), "must be FP32 [-1, …]"),
     "two free sizes": (
         lambda values: values["inputs"][0].update(shape=["-1", "-1", "8", "1"]),

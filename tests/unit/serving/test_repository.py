@@ -268,8 +268,8 @@ def only_two(images: Array) -> Array:
 
 
 FAILING: dict[str, tuple[Fake, str]] = {
-    "a baked in batch": (Fake(only_two), "fails on 1 images (RuntimeError: the batch is baked in)"),
-    "another output": (Fake(bundles.logits, "probabilities"), "fails on 2 images (KeyError: 'logits')"),
+    "a baked in batch": (Fake(only_two), "fails on 1 inputs (RuntimeError: the batch is baked in)"),
+    "another output": (Fake(bundles.logits, "probabilities"), "fails on 2 inputs (KeyError: 'logits')"),
     "fewer rows": (Fake(lambda images: bundles.logits(images)[:1]), "differ by inf"),
     "NaN": (Fake(lambda images: bundles.logits(images) * np.float32(np.nan)), "differ by nan"),
 }
@@ -319,7 +319,7 @@ def test_another_first_label_is_refused_even_where_the_difference_is_allowed(
     assert repository.versions("loose") == ["1"]
     [entry] = [entry for entry in repository.index() if entry.name == "other"]
     assert (
-        "gives the golden first label for 50.0% of the golden images, at least 60.0% is asked" in entry.reason
+        "gives the golden first label for 50.0% of the golden inputs, at least 60.0% is asked" in entry.reason
     )
 
 
@@ -337,7 +337,7 @@ def test_a_graph_with_other_names_than_its_manifest_stops_no_other(tmp_path: Pat
     add("good/1")
     path = add("bad/1", lambda values: values["inputs"][0].update(name="pixels"))
     regild(path, lambda arrays: arrays.update({"inputs/pixels": arrays.pop("inputs/images")}))
-    assert "its model fails on 2 images" in reason(tmp_path, "bad/1")
+    assert "its model fails on 2 inputs" in reason(tmp_path, "bad/1")
 
 
 def two_inputs(values: dict[str, Any]) -> None:

@@ -48,7 +48,7 @@ def _load(repository: Path, engine: type[Right] | type[SecondLabelFirst]) -> Non
 def test_other_first_labels_are_refused_even_when_every_logit_is_near_enough(tmp_path: Path) -> None:
     _bundle(tmp_path, tolerance={"max_abs_difference": 1e6, "min_top1_agreement": 0.5})
     with pytest.raises(
-        UserError, match=r"first label for 0\.0% of the golden images, at least 50\.0% is asked"
+        UserError, match=r"first label for 0\.0% of the golden inputs, at least 50\.0% is asked"
     ):
         _load(tmp_path, SecondLabelFirst)
 
