@@ -68,6 +68,12 @@ def _define_model(values: flags.FlagValues) -> None:
         "images", [], "Pictures and folders of them to prove and calibrate --weights on.", flag_values=values
     )
     flags.DEFINE_string(
+        "vocab",
+        "",
+        "The vocabulary of a LiT pair (.txt of BERT, .model of SentencePiece), to go into its text bundle.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
         "data_dir",
         "",
         "Folder of the data set's files; the one of the checkpoint when not given.",
@@ -114,7 +120,7 @@ def _subject(given: dict[str, Any]) -> Any:
         given["weights"], given["model"], image_size=size, sha256=given["sha256"], allow=given["allow"]
     )
     print(weights.report.summary(), file=sys.stderr)
-    return subject.from_weights(weights, given["images"])
+    return subject.from_weights(weights, given["images"], vocab=given["vocab"])
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ import onnx
 from google.protobuf import json_format, struct_pb2
 
 from protos import bundle_pb2
-from serving.bundle import check_target, spec_to_proto, write_bundle
+from serving.bundle import check_target, spec_to_proto, tokeniser_to_proto, write_bundle
 from serving.command import UserError
 from serving.runtime import cpu
 from serving.runtime.base import Runtime
 from serving.runtime.select import open_runtime
+from serving.tokenise import spec_of
 from trainer import __version__, description
 from trainer.description import TextTower, TwoTowers
 from trainer.export import onnx_writer, parity
@@ -115,8 +116,10 @@ def _write(subject: Subject, request: Request, proven: _Proven) -> dict[str, obj
     samples = subject.samples(proven.model)
     manifest = _manifest(subject, request, proven, target)
     manifest.measurements.extend(measure(proven.runtime, names, samples, proven.golden[:1], request.threads))
-    file, golden = PRECISIONS[request.precision], {names.input.name: proven.golden}
-    write_bundle(target, manifest, {file: proven.content}, golden, proven.runtime.run(golden))
+    files, golden = {PRECISIONS[request.precision]: proven.content}, {names.input.name: proven.golden}
+    if manifest.HasField("tokeniser") and subject.vocab is not None:
+        files[manifest.tokeniser.vocab_file] = subject.vocab.read_bytes()
+    write_bundle(target, manifest, files, golden, proven.runtime.run(golden))
     return _result(request, manifest, proven, target)
 
 
@@ -136,8 +139,13 @@ def _manifest(subject: Subject, request: Request, proven: _Proven, target: Path)
             **{**subject.provenance, "calibration_hash": proven.calibration_hash},
         ),
     )
-    if subject.preprocess is not None and not isinstance(model, TextTower):
+    if isinstance(model, TextTower):
+        if subject.vocab is not None:
+            manifest.tokeniser.CopyFrom(tokeniser_to_proto(spec_of(subject.vocab, model.max_tokens)))
+    elif subject.preprocess is not None:
         manifest.preprocessing.CopyFrom(spec_to_proto(subject.preprocess))
+    if isinstance(subject.description, TwoTowers):
+        manifest.logit_scale = onnx_writer.multiplier(subject.params)
     manifest.models.add(
         file=PRECISIONS[request.precision],
         runtime=RUNTIME,
@@ -152,7 +160,7 @@ def _manifest(subject: Subject, request: Request, proven: _Proven, target: Path)
 
 
 def _spec(tensor: Tensor) -> bundle_pb2.TensorSpec:
-    return bundle_pb2.TensorSpec(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+    return bundle_pb2.TensorSpec(**dataclasses.asdict(tensor))
 
 
 def _result(

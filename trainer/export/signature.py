@@ -21,6 +21,7 @@ class Tensor:
     name: str
     datatype: str  # as in the Open Inference Protocol: FP32, INT32
     shape: tuple[int, ...]
+    values_below: int = 0  # integers go from 0 to this - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Signature:
 def signature(model: Single, tower: bool = False) -> Signature:
     """The signature of `model`'s graph; a `tower` of a pair gives embeddings, whatever it gives alone."""
     if isinstance(model, TextTower):
-        asked, classes = Tensor(TOKENS, "INT32", (-1, model.max_tokens)), 0
+        asked, classes = Tensor(TOKENS, "INT32", (-1, model.max_tokens), model.vocab_size), 0
     else:
         asked = Tensor(IMAGES, "FP32", (-1, *model.image_size, model.channels))
         classes = 0 if tower else model.num_classes

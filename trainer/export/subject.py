@@ -3,7 +3,9 @@
 import dataclasses
 from pathlib import Path
 
+from serving.command import UserError
 from serving.preprocess import PreprocessSpec
+from serving.tokenise import spec_of, tokenise
 from trainer import checkpoint
 from trainer.data.datasets import open_dataset
 from trainer.data.labels import class_names
@@ -28,6 +30,7 @@ class Subject:
     labels: tuple[str, ...]
     provenance: dict[str, str]
     images: Samples | None  # None: numbers are drawn
+    vocab: Path | None = None  # of a pair's text tower
 
     def graphs(self) -> dict[str, Single]:
         """The descriptions of its graphs by name: `model`, or `image` and `text` of a pair."""
@@ -64,11 +67,11 @@ def from_checkpoint(path: str, data_dir: str) -> Subject:
     )
 
 
-def from_weights(weights: Weights, pictures: list[str], stage: str = "published") -> Subject:
+def from_weights(weights: Weights, pictures: list[str], stage: str = "published", vocab: str = "") -> Subject:
     """Weights of any origin, proven on `pictures` (files and folders), or on drawn numbers without any.
 
     Raises:
-      UserError: for pictures that are none.
+      UserError: for pictures that are none, or a vocabulary that is none or has no use.
     """
     model = weights.description
     labels = weights.labels or (
@@ -79,8 +82,24 @@ def from_weights(weights: Weights, pictures: list[str], stage: str = "published"
         images = PictureSamples(find_pictures(pictures), weights.preprocess)
     hashes = dict.fromkeys(_HASHES, "") | {"weights_hash": checkpoint.weights_hash(weights.params)}
     return Subject(
-        model, weights.params, weights.preprocess, tuple(labels), {"stage": stage, **hashes}, images
+        model,
+        weights.params,
+        weights.preprocess,
+        tuple(labels),
+        {"stage": stage, **hashes},
+        images,
+        _vocabulary(vocab, model),
     )
+
+
+def _vocabulary(path: str, model: Model) -> Path | None:
+    """The file of a pair's vocabulary, refused here when it cannot be read or is of a wrong kind."""
+    if not path:
+        return None
+    if not isinstance(model, TwoTowers):
+        raise UserError("--vocab is for LiT pairs; this model reads no texts")
+    tokenise(["a text"], spec_of(Path(path), model.text.max_tokens), Path(path))
+    return Path(path)
 
 
 def target_of(target: Path, graph: str) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.bundle import MANIFEST, read_bundle, spec_from_proto
+from serving.bundle import MANIFEST, read_bundle
 from serving.command import UserError, progress
 from serving.preprocess import PreprocessSpec
 from serving.runtime.select import open_runtime
@@ -82,7 +82,7 @@ def served(path: str, threads: int) -> Predictor:
     model, file = bundle.model_file()
     runtime = open_runtime(file, model.runtime, threads)
     source, answer = bundle.manifest.inputs[0], bundle.manifest.outputs[0].name
-    if not bundle.manifest.HasField("preprocessing"):
+    if bundle.preprocess is None:
         raise UserError(f"bundle {path} takes no images; ask a server for its embeddings of texts")
     return Predictor(
         images=lambda images: runtime.run({source.name: images})[answer],
@@ -90,7 +90,7 @@ def served(path: str, threads: int) -> Predictor:
         scale=None,
         image_shape=(int(source.shape[1]), int(source.shape[2]), int(source.shape[3])),
         text=None,
-        preprocess=spec_from_proto(bundle.manifest.preprocessing),
+        preprocess=bundle.preprocess,
         labels=tuple(bundle.manifest.labels),
         classifies=answer == LOGITS,
     )
