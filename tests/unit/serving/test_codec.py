@@ -130,6 +130,28 @@ def test_raw_contents_that_are_not_one_for_each_input_are_refused() -> None:
         decode(request)
 
 
+TOKENS = [bundle_pb2.TensorSpec(name="x", datatype="INT32", shape=[-1, 2], values_below=9)]
+
+
+@pytest.mark.parametrize("value", [9, -1, 2**31 - 1, -(2**31)])
+def test_integers_that_the_model_does_not_know_are_refused_raw_and_typed(value: int) -> None:
+    array = np.array([[0, 8], [8, value]], np.int32)
+    for request in (
+        raw_request(array, "x"),
+        typed_request("INT32", [2, 2], int_contents=array.ravel().tolist()),
+    ):
+        with pytest.raises(InvalidInput, match=rf"^input 'x' has the value {value}: it takes 0 to 8$"):
+            codec.decode_inputs(request, TOKENS, 8)
+
+
+def test_integers_within_the_bounds_and_without_any_pass() -> None:
+    array = np.array([[0, 8]], np.int32)
+    np.testing.assert_array_equal(codec.decode_inputs(raw_request(array, "x"), TOKENS, 8)["x"], array)
+    unbound = [bundle_pb2.TensorSpec(name="x", datatype="INT32", shape=[-1, 2])]
+    array = np.array([[-5, 99]], np.int32)
+    np.testing.assert_array_equal(codec.decode_inputs(raw_request(array, "x"), unbound, 8)["x"], array)
+
+
 def test_unknown_missing_and_repeated_inputs_are_refused_by_name() -> None:
     with pytest.raises(InvalidInput, match="unknown input 'pixels': the model has 'images'"):
         decode(raw_request(name="pixels"))
