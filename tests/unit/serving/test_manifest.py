@@ -100,6 +100,7 @@ SENSELESS: dict[str, tuple[Callable[[Manifest], Any], str]] = {
         r"its tokeniser cannot be used \(is its vocabulary a file of the bundle\?\)",
     ),
     "a NaN scale": (lambda manifest: setattr(manifest, "logit_scale", float("nan")), "the logit scale nan"),
+    "an endless scale": (lambda manifest: setattr(manifest, "logit_scale", float("inf")), "logit scale inf"),
     "a negative scale": (lambda manifest: setattr(manifest, "logit_scale", -1.0), "the logit scale -1.0"),
 }
 
