@@ -83,7 +83,7 @@ def _encoder(mlp_dim: int) -> dict[str, Any]:
     }
 
 
-def _image_tower(width: int, **more: Any) -> dict[str, Any]:
+def _image_tower(width: int, **more: Any) -> Any:
     import ml_collections
 
     tower = {"patches": {"size": (16, 16)}, "hidden_size": width, "classifier": "token", **more}
@@ -170,7 +170,7 @@ def main() -> None:
         case = _CASES[name]()
         with case.setting or nullcontext():
             golden = _golden(case)
-        np.savez_compressed(arguments.out / f"{name}.npz", **golden)
+        np.savez_compressed(arguments.out / f"{name}.npz", **golden)  # type: ignore[arg-type]
         print(f"{name}: {', '.join(golden)}, {time.monotonic() - began:.0f} s", flush=True)
 
 

@@ -30,11 +30,11 @@ class StandardisedConv(nnx.Module):
         )
 
     def _standardised(self) -> jax.Array:
-        centred = self.kernel[...] - self.kernel[...].mean(axis=(0, 1, 2))
-        variance = jnp.square(centred).mean(axis=(0, 1, 2))
+        kernel = jnp.asarray(self.kernel[...])  # NumPy, which sums otherwise, may have been bound
+        centred = kernel - kernel.mean(axis=(0, 1, 2))
         if self.eps_on == "variance":
-            return centred / jnp.sqrt(variance + self.eps)
-        return centred / (jnp.sqrt(variance) + self.eps)
+            return centred / jnp.sqrt(centred.var(axis=(0, 1, 2)) + self.eps)
+        return centred / (centred.std(axis=(0, 1, 2)) + self.eps)
 
 
 def _norm(shape: Convolution, stem: Stem, rngs: nnx.Rngs, fresh_scale: float = 1.0) -> nnx.GroupNorm:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from serving.command import UserError
+from tests.support.small_families import DEIT, SINGLE
 from tests.support.small_models import (
     SMALL,
     UNEVEN,
@@ -24,6 +25,7 @@ from trainer.compress.search import divergence
 from trainer.description import Block, ViT, uniform
 from trainer.models.build import Params, bind, check_params, flatten
 
+BOTH = SINGLE["hybrid with a distillation token"]
 HOW, SLICED = Repair(1e-2, 64), Repair(1e-2, 64, fit=False)
 CLS = dataclasses.replace(SMALL, pooling="cls", gelu="tanh")
 DEEP = dataclasses.replace(SMALL, blocks=uniform(3, 2, 8, 32))
@@ -46,7 +48,7 @@ def _equal(found: Params, wanted: Params) -> bool:
     return all(np.array_equal(a, b) for a, b in pairs)
 
 
-@pytest.mark.parametrize("model", [SMALL, UNEVEN], ids=["even", "uneven"])
+@pytest.mark.parametrize("model", [SMALL, UNEVEN, BOTH], ids=["even", "uneven", "hybrid, two heads"])
 def test_a_plan_that_keeps_everything_returns_the_very_same_arrays(model: ViT) -> None:
     params, images, _ = _setting(model)
     found, remarks = cut(model, params, identity(model), images, HOW)
@@ -155,6 +157,27 @@ def test_blocks_before_the_first_cut_are_untouched_bit_for_bit() -> None:
         assert _equal({name: found[name]}, {name: params[name]})
     assert _equal(found["blocks"]["0"], params["blocks"]["0"])
     assert not _equal({"head": found["head"]}, {"head": params["head"]})
+
+
+def test_both_heads_of_a_deit_are_fitted_each_to_its_own_token() -> None:
+    params, images, held_out = _setting(DEIT)
+    plan = cut_evenly(DEIT, 1, 6, 20)
+    found, remarks = cut(DEIT, params, plan, images, HOW)
+    assert remarks == []
+    check_params(plan.shape_of(DEIT), found, "the student")
+    student = plan.shape_of(DEIT)
+    for name in ("head", "head_dist"):
+        wanted = _said_by(name, DEIT, params, held_out)
+        kept = _said_by(name, student, {**found, name: params[name]}, held_out)
+        fitted = _said_by(name, student, found, held_out)
+        assert np.square(fitted - wanted).mean() < 0.9 * np.square(kept - wanted).mean(), name
+
+
+def _said_by(name: str, model: ViT, params: Params, images: Array) -> Array:
+    """The logits of one of two heads: the other is silenced in their mean."""
+    (other,) = {"head", "head_dist"} - {name}
+    silent = {leaf: np.zeros_like(value) for leaf, value in params[other].items()}
+    return 2 * logits(model, {**params, other: silent}, images)
 
 
 def test_an_attention_before_the_first_cut_is_untouched_though_its_blocks_mlp_is_cut() -> None:
