@@ -13,17 +13,20 @@ import json
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from serving import command
-from serving.service.server import Server, ServerOptions
+
+if TYPE_CHECKING:
+    from serving.service.server import ServerOptions
 
 
 def main(argv: list[str]) -> dict[str, object]:
     """Runs the command; see the module."""
     values = _flags()
-    rest = command.parse_flags(values, argv)
+    rest = command.parse_flags(values, argv, required=["model_repository"])
     if rest:
         raise command.UserError(f"unexpected argument {rest[0]}: flags are written --name=value (see --help)")
     if not values["model_repository"].value:
@@ -33,8 +36,10 @@ def main(argv: list[str]) -> dict[str, object]:
     return asyncio.run(serve(_options(values), values["drain_s"].value))
 
 
-async def serve(options: ServerOptions, drain_s: float) -> dict[str, object]:
+async def serve(options: "ServerOptions", drain_s: float) -> dict[str, object]:
     """Serves until SIGTERM or SIGINT, drains, and returns what there is to say at the end."""
+    from serving.service.server import Server
+
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -53,6 +58,9 @@ async def serve(options: ServerOptions, drain_s: float) -> dict[str, object]:
 
 
 def _flags() -> flags.FlagValues:
+    # Imported inside functions, here and below: a smaller installation says what it lacks, in one line.
+    from serving.service.server import ServerOptions
+
     values = flags.FlagValues()
     text, whole, real = (
         functools.partial(define, flag_values=values)
@@ -83,7 +91,9 @@ def _flags() -> flags.FlagValues:
     return values
 
 
-def _options(values: flags.FlagValues) -> ServerOptions:
+def _options(values: flags.FlagValues) -> "ServerOptions":
+    from serving.service.server import ServerOptions
+
     return ServerOptions(
         model_repository=Path(values["model_repository"].value),
         host=values["host"].value,
@@ -98,4 +108,4 @@ def _options(values: flags.FlagValues) -> ServerOptions:
 
 
 if __name__ == "__main__":
-    command.run_command(main)
+    command.run_command(main, extra="serve")

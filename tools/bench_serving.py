@@ -31,7 +31,7 @@ def main(argv: list[str]) -> dict[str, object]:
         "images_per_request", 16, "Images in one request for throughput.", lower_bound=1, flag_values=values
     )
     flags.DEFINE_float("window_s", 3.0, "Seconds of throughput load per model and round.", flag_values=values)
-    extra = command.parse_flags(values, argv)
+    extra = command.parse_flags(values, argv, required=["model", "images"])
     complete = bool(values["model"].value and values["images"].value)
     command.require_usage(extra, complete, "--model and --images are needed")
     folder = Path(values["images"].value)

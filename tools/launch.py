@@ -10,6 +10,7 @@ Verbs: run. Planned: render, status, logs, stop, doctor.
 Back ends: local (processes on this machine). Planned: ssh, slurm, jobset, tpu_vm.
 """
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,11 +28,12 @@ def main(argv: list[str]) -> None:
     """Runs the job that `argv` describes and leaves with its exit code."""
     own, behind = _split(argv)
     verb = own.pop(0) if own and not own[0].startswith("-") else ""
+    _check_dashes(own)
     values = _flags()
     extra = command.parse_flags(values, own)
     _check_verb(verb)
     if extra:
-        raise UserError(f"unexpected argument {extra[0]!r}: the command to run is written behind --")
+        raise _misplaced(extra[0])
     launcher = launchers.launcher_named(values["backend"].value)
     job = Job(
         command=behind,
@@ -56,6 +58,17 @@ def _split(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
         return list(argv), ()
     at = list(argv).index("--")
     return list(argv[:at]), tuple(argv[at + 1 :])
+
+
+def _check_dashes(own: Sequence[str]) -> None:
+    """Refuses a command among the launcher's own arguments, before its flags are taken for those of the launcher."""
+    for argument in own:
+        if not argument.startswith("-") and shutil.which(argument):
+            raise _misplaced(argument)
+
+
+def _misplaced(argument: str) -> UserError:
+    return UserError(f"unexpected argument {argument!r}: put -- before the command to run (see --help)")
 
 
 def _check_verb(verb: str) -> None:

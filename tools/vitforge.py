@@ -1,42 +1,32 @@
 """The command `vitforge VERB …`: every command of the house under one name.
 
-Each verb is a module that `python -m` runs as well; this file only finds it, and says which extra a smaller installation lacks.
+Each verb is a module that `python -m` runs as well, and which says itself what a smaller installation lacks; this file only finds it.
 """
 
 import runpy
 import sys
 from dataclasses import dataclass
-from importlib.util import find_spec
+
+import trainer
 
 
 @dataclass(frozen=True)
 class _Verb:
     module: str
     does: str
-    needs: tuple[str, ...] = ()
-    extra: str = ""
 
-
-_TRAINING = ("jax", "flax", "optax", "grain", "orbax", "ml_collections")
-_SERVING = ("onnxruntime", "PIL", "grpc_health")
 
 VERBS = {
-    "train": _Verb("trainer.main", "train, fine-tune or distil, as the recipe says", _TRAINING, "train"),
-    "compress": _Verb(
-        "trainer.compress", "cut a trained model to a budget and repair it", _TRAINING, "train"
-    ),
-    "evaluate": _Verb("trainer.evaluate", "accuracy of a checkpoint", _TRAINING, "train"),
-    "export": _Verb(
-        "trainer.export", "write a bundle that a server can check and serve", (*_TRAINING, "onnx"), "train"
-    ),
-    "serve": _Verb("serving.main", "serve bundles over gRPC", _SERVING, "serve"),
+    "train": _Verb("trainer.main", "train, fine-tune or distil, as the recipe says"),
+    "compress": _Verb("trainer.compress", "cut a trained model to a budget and repair it"),
+    "evaluate": _Verb("trainer.evaluate", "accuracy of a checkpoint"),
+    "export": _Verb("trainer.export", "write a bundle that a server can check and serve"),
+    "serve": _Verb("serving.main", "serve bundles over gRPC"),
     "classify": _Verb("serving.client", "ask a server what images show"),
     "bench": _Verb("tools.bench_serving", "throughput and latency of a running server"),
     "models": _Verb("tools.models", "every model by name: parameters, sizes, multiply-accumulates"),
     "launch": _Verb("tools.launch", "run a command as the processes of a distributed job"),
-    "quickstart": _Verb(
-        "tools.quickstart", "the whole job on real handwritten digits", _TRAINING + _SERVING, "train,serve"
-    ),
+    "quickstart": _Verb("tools.quickstart", "the whole job on real handwritten digits"),
 }
 
 
@@ -46,15 +36,13 @@ def main() -> None:
     if name in ("--help", "-h", "help"):
         print(_help())
         return
+    if name == "--version":
+        print(f"vitforge {trainer.__version__}")
+        return
     if name not in VERBS:
         sys.exit(_refuse(f"no such verb: {name!r}; there are {', '.join(VERBS)} (see vitforge --help)"))
-    verb = VERBS[name]
-    missing = [module for module in verb.needs if find_spec(module) is None]
-    if missing:
-        install = f"pip install 'vitforge[{verb.extra}]'"
-        sys.exit(_refuse(f"vitforge {name} needs {', '.join(missing)}, not installed here: {install}"))
     sys.argv = [f"vitforge {name}", *arguments]
-    runpy.run_module(verb.module, run_name="__main__", alter_sys=True)
+    runpy.run_module(VERBS[name].module, run_name="__main__", alter_sys=True)
 
 
 def _refuse(message: str) -> int:
@@ -72,7 +60,7 @@ def _help() -> str:
         *lines,
     ]
     hints = [
-        "vitforge VERB --help lists the flags of a verb.",
+        "vitforge VERB --help lists the flags of a verb; vitforge --version says which version this is.",
         "A first look, in minutes: vitforge quickstart",
     ]
     return "\n".join([*usage, "", *hints])

@@ -27,7 +27,7 @@ def main(argv: list[str]) -> dict[str, object]:
         "data_dir", "", "Folder of the data set's files, where it needs one.", flag_values=values
     )
     flags.DEFINE_integer("batch", 256, "Images per batch.", lower_bound=1, flag_values=values)
-    extra = command.parse_flags(values, argv)
+    extra = command.parse_flags(values, argv, required=["checkpoint"])
     command.require_usage(extra, bool(values["checkpoint"].value), "--checkpoint is needed")
     flag = {name: values[name].value for name in ("checkpoint", "split", "dataset", "data_dir", "batch")}
     return _evaluate(**flag)
@@ -67,4 +67,4 @@ def _evaluate(checkpoint: str, split: str, dataset: str, data_dir: str, batch: i
 
 
 if __name__ == "__main__":
-    command.run_command(main)
+    command.run_command(main, extra="train")

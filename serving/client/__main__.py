@@ -27,9 +27,9 @@ def main(argv: list[str]) -> dict[str, object]:
     flags.DEFINE_float(
         "timeout_s", 30.0, "Seconds to wait for an answer.", lower_bound=0.0, flag_values=values
     )
-    images = command.parse_flags(values, argv)
+    images = command.parse_flags(values, argv, required=["model"])
     if not values["model"].value:
-        raise command.UserError("--model is missing: name the model to ask, as in --model=digits")
+        raise command.UserError("--model is missing: name the model to ask, as in --model=student")
     if not images:
         raise command.UserError("no image given: add the paths of PNG or JPEG files behind the flags")
     with VisionClient(values["server"].value, timeout_s=values["timeout_s"].value) as client:

@@ -24,7 +24,7 @@ blocked, module = set(sys.argv[1].split(",")), sys.argv[2]
 class Block:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in blocked:
-            raise ImportError(f"{name} is blocked in this process")
+            raise ModuleNotFoundError(f"{name} is blocked in this process", name=name)
 
 sys.meta_path.insert(0, Block())
 del sys.argv[1:3]

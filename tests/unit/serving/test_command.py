@@ -1,18 +1,23 @@
 """The frame of every command: exit codes, one-line errors, the result on the last line of stdout, help, progress."""
 
 import errno
+import importlib.metadata
 import io
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 from absl import flags
 
-from serving import command
+from serving import command, installation
 from serving.command import ExitCode, UserError
+from tests.support import servers
 from tests.support.servers import ROOT
 
 Main = Callable[[list[str]], Mapping[str, object] | None]
@@ -41,6 +46,7 @@ def test_the_exit_codes_are_the_table_that_launcher_and_watchdog_share() -> None
         "STALLED": 43,
         "LOST_PEER": 44,
         "DISK_FULL": 45,
+        "INTERRUPTED": 130,
     }
 
 
@@ -96,7 +102,7 @@ def test_anything_else_is_our_bug_and_shows_its_traceback(
 
 
 def test_an_interrupt_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert ended_with(failing(KeyboardInterrupt())) == 1
+    assert ended_with(failing(KeyboardInterrupt())) == 130
     assert capsys.readouterr().err == "error: interrupted\n"
 
 
@@ -109,7 +115,10 @@ def with_flags(argv: list[str]) -> dict[str, object]:
     values = flags.FlagValues()
     flags.DEFINE_integer("port", 8001, "Port to listen on.", 0, 65535, flag_values=values)
     flags.DEFINE_string("model", None, "Which model.", flag_values=values)
-    rest = command.parse_flags(values, argv)
+    flags.DEFINE_multi_string("name", [], "A name.", flag_values=values)
+    flags.DEFINE_list("size", ["1", "2"], "A size.", flag_values=values)
+    flags.DEFINE_float("rate", 1.0, "A rate.", flag_values=values)
+    rest = command.parse_flags(values, argv, ["model"], lambda: "More of it.")
     return {"port": values["port"].value, "model": values["model"].value, "rest": rest}
 
 
@@ -122,7 +131,8 @@ def test_flags_and_the_other_arguments_are_told_apart(capsys: pytest.CaptureFixt
     ("arguments", "named"),
     [
         (["--prot=9"], "prot"),
-        (["--port=many"], "many"),
+        (["--port=many"], "--port=many: give a whole number (see --help)"),
+        (["--rate=many"], "--rate=many: give a number (see --help)"),
         (["--port=70000"], "70000"),
         (["--port"], "port"),
         (["--flagfile=/no/such/file"], "/no/such/file"),
@@ -141,15 +151,18 @@ def test_a_bad_flag_is_code_2_and_one_line_that_names_it(
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help_lists_every_flag_with_its_default_on_stderr_and_runs_nothing(
+def test_help_lists_every_flag_with_its_default_on_stdout_and_runs_nothing(
     flag: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ended_with(with_flags, flag) == 0
     out, err = capsys.readouterr()
-    assert out == ""
-    lines = err.splitlines()
+    assert err == ""
+    lines = out.splitlines()
     assert "  --port: Port to listen on. (default: 8001)" in lines
-    assert "  --model: Which model." in lines
+    assert "  --model: Which model. (required)" in lines
+    assert "  --name: A name." in lines  # neither "[]" nor absl's advice
+    assert "  --size: A size. (default: 1,2)" in lines
+    assert lines[-1] == "More of it."
 
 
 COMMANDS = (
@@ -165,8 +178,8 @@ COMMANDS = (
 @pytest.mark.parametrize("module", COMMANDS)
 def test_the_help_of_a_real_command_begins_with_what_it_does_and_how_it_is_typed(module: str) -> None:
     ended = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert (ended.returncode, ended.stdout) == (0, "")
-    first, *rest = ended.stderr.splitlines()
+    assert (ended.returncode, ended.stderr) == (0, "")
+    first, *rest = ended.stdout.splitlines()
     assert first.endswith(".")
     assert any(f"python -m {module}" in line for line in rest)
     assert "Flags:" in rest
@@ -179,6 +192,59 @@ def test_a_real_command_refuses_an_unknown_flag_with_code_2_and_one_line(module:
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith("error: ")
     assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "flag", "extra", "without"),
+    [
+        ("serving.main", "--help", "serve", ["grpc_health", "onnxruntime", "PIL"]),
+        ("trainer.main", "--help", "train", ["ml_collections", "jax", "flax"]),
+        ("tools.quickstart", "--workdir={}", "train,serve", ["PIL", "onnxruntime", "jax"]),
+    ],
+)
+def test_a_command_without_its_packages_says_in_one_line_what_to_install(
+    module: str, flag: str, extra: str, without: list[str], tmp_path: Path
+) -> None:
+    ended = servers.run(module, flag.format(tmp_path), without=without)
+    assert (ended.code, ended.lines) == (2, [])
+    (line,) = ended.errors.splitlines()
+    assert line.startswith("error: this command needs ")
+    assert line.endswith(f", not installed here: pip install 'vitforge[{extra}]'")
+    assert all(package in line for package in without)
+
+
+def test_a_module_that_no_installation_brings_is_our_bug(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended_with(failing(ModuleNotFoundError("No module named 'x'", name="x"))) == ExitCode.BUG
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_the_extras_hold_what_the_project_declares() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    distributions = importlib.metadata.packages_distributions()
+    for extra, packages in installation.EXTRAS.items():
+        declared = {re.split("[<>=]", line)[0].lower() for line in project["optional-dependencies"][extra]}
+        named = {package: {name.lower() for name in distributions[package]} for package in packages}
+        assert all(names & declared for names in named.values())
+        assert all(any(one in names for names in named.values()) for one in declared)
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("n" * 300, "a name in it is longer than 255 bytes; give a shorter one"),
+        ("/proc/nowhere", "/proc may not be written (No such file or directory); give another folder"),
+        ("file/run", "is a file; give a folder"),
+    ],
+)
+def test_a_folder_that_cannot_be_made_is_refused(path: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=re.escape(says)):
+        command.require_folder(tmp_path / path, "--workdir")
+
+
+def test_a_folder_that_can_be_made_is_not_made_yet(tmp_path: Path) -> None:
+    command.require_folder(tmp_path / "a" / "b", "--workdir")
+    assert list(tmp_path.iterdir()) == []
 
 
 class Stream(io.StringIO):
@@ -235,9 +301,33 @@ def test_progress_on_a_terminal_is_one_line_that_is_drawn_over(clock: Clock) -> 
 def test_progress_that_resumes_counts_its_speed_from_where_it_started(clock: Clock) -> None:
     stream = Stream(terminal=False)
     with command.progress(100, "student", start=90, stream=stream) as bar:
+        bar.advance(1)
         clock.now_s += 5
         bar.advance(5)
-    assert "95/100 1.0/s 5 s left" in stream.getvalue()
+    assert "96/100 1.0/s 4 s left" in stream.getvalue()
+
+
+def test_progress_estimates_nothing_from_the_time_before_its_first_advance(clock: Clock) -> None:
+    stream = Stream(terminal=False)
+    with command.progress(100, "teacher", stream=stream) as bar:
+        clock.now_s += 80  # compiles
+        bar.advance(note="loss 2.3")
+        clock.now_s += 5
+        bar.advance(10)
+    assert [line.split("· ")[-1] for line in stream.getvalue().splitlines()] == [
+        "1/100 loss 2.3",
+        "11/100 2.0/s 44 s left loss 2.3",
+    ]
+
+
+def test_progress_that_is_switched_off_draws_nothing(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITFORGE_PROGRESS", "off")
+    for terminal in (False, True):
+        stream = Stream(terminal)
+        with command.progress(2, "teacher", stream=stream) as bar:
+            clock.now_s += 80
+            bar.advance()
+        assert stream.getvalue() == ""
 
 
 def test_progress_shows_how_far_it_came_when_its_work_fails(clock: Clock) -> None:

@@ -58,7 +58,11 @@ def test_variables_given_on_the_command_line_reach_the_processes() -> None:
         (["run", "--procesess=2", *ECHO], "procesess"),
         (["run"], "no command to run"),
         (["run", "--"], "no command to run"),
-        (["run", "python", "train.py"], "unexpected argument 'python'"),
+        (["run", "python", "train.py"], "unexpected argument 'python': put -- before the command to run"),
+        (
+            ["run", "--processes=2", "python", "-m", "trainer.main", "--workdir=x"],
+            "unexpected argument 'python': put -- before the command to run",
+        ),
         (["run", "--", "no-such-program"], "'no-such-program' is no program"),
         (["run", "--logs=/dev/null/logs", *ECHO], "--logs=/dev/null/logs: Not a directory"),
         (["logs"], "the verb 'logs' is planned"),
@@ -78,5 +82,6 @@ def test_bad_input_is_refused_in_one_line(arguments: list[str], message: str) ->
 def test_help_names_what_is_there_and_what_is_planned() -> None:
     ended = launch("--help")
     assert ended.returncode == 0
-    assert "--devices_per_process" in ended.stderr
-    assert "Planned: render, status, logs, stop, doctor." in ended.stderr
+    assert "--devices_per_process" in ended.stdout
+    assert "Planned: render, status, logs, stop, doctor." in ended.stdout
+    assert "may be given again.\n" in ended.stdout

@@ -6,6 +6,8 @@ from importlib.util import find_spec
 
 import pytest
 
+import trainer
+from tests.support import servers
 from tools import vitforge
 
 HERE = [sys.executable, "-m", "tools.vitforge"]
@@ -37,12 +39,18 @@ def test_a_verb_passes_its_arguments_and_its_exit_code_on() -> None:
     assert ended.returncode == 45
 
 
-def test_a_verb_whose_extra_is_missing_says_which_one_to_install(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(vitforge, "find_spec", lambda name: None)
-    monkeypatch.setattr(sys, "argv", ["vitforge", "train"])
-    with pytest.raises(SystemExit) as left:
-        vitforge.main()
-    assert left.value.code == 2
-    assert "pip install 'vitforge[train]'" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("verb", "extra"), [("train", "train"), ("compress", "train"), ("evaluate", "train"), ("serve", "serve")]
+)
+def test_a_verb_whose_extra_is_missing_says_which_one_to_install(verb: str, extra: str) -> None:
+    flags = {"evaluate": ["--checkpoint=x"], "serve": ["--model_repository=x"]}.get(verb, [])
+    ended = servers.run("tools.vitforge", verb, *flags, without=["jax", "ml_collections", "grpc_health"])
+    assert (ended.code, ended.lines) == (2, [])
+    (line,) = ended.errors.splitlines()
+    assert line.startswith("error: this command needs ")
+    assert line.endswith(f"pip install 'vitforge[{extra}]'")
+
+
+def test_the_version_is_that_of_the_project() -> None:
+    ended = subprocess.run([*HERE, "--version"], capture_output=True, text=True, check=True)
+    assert ended.stdout == f"vitforge {trainer.__version__}\n"
