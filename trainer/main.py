@@ -8,11 +8,14 @@ from pathlib import Path
 from absl import flags
 
 from serving import command
-from trainer import config
 
 
 def main(argv: list[str]) -> dict[str, object]:
     """Trains; the result is that of `trainer.train.train`."""
+    from trainer import (
+        config,
+    )  # not above: a smaller installation says in one line that it lacks what recipes need
+
     recipe, overrides, rest = config.split_config_args(argv)
     values = flags.FlagValues()
     flags.DEFINE_string(
@@ -24,7 +27,7 @@ def main(argv: list[str]) -> dict[str, object]:
     flags.DEFINE_string(
         "workdir", None, "Folder of this run: checkpoints and metrics.jsonl.", flag_values=values
     )
-    extra = command.parse_flags(values, rest)
+    extra = command.parse_flags(values, rest, required=["config", "workdir"])
     complete = bool(recipe and values["workdir"].value)
     command.require_usage(extra, complete, "--config=FILE.py and --workdir=DIR are needed")
     experiment = config.experiment(str(recipe), overrides)
@@ -40,4 +43,4 @@ def main(argv: list[str]) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    command.run_command(main)
+    command.run_command(main, extra="train")

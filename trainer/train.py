@@ -3,6 +3,7 @@
 Order of a step: take the batch, step, log, evaluate, save, listen for preemption.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 
 from serving.command import ExitCode, UserError, progress
 from trainer import description, optim, step
@@ -26,6 +28,7 @@ from trainer.metrics import MetricsWriter
 from trainer.parts import Parts, assemble
 from trainer.preemption import Preemption
 from trainer.step import Batch, Frozen, TrainState
+from trainer.workdir import hold
 
 
 def train(experiment: Experiment, workdir: Path) -> dict[str, object]:
@@ -34,23 +37,34 @@ def train(experiment: Experiment, workdir: Path) -> dict[str, object]:
     Returns the result of the run: stage, steps, accuracy on the validation split, parameters, MACs, training speed.
 
     Raises:
-      UserError: for bad input, for a workdir of another run, and (code 42) when preempted, with the state saved.
+      UserError: for bad input, for a workdir of another run or in use, and (code 42, or 130 after Ctrl-C) when asked to stop,
+        with the state saved.
     """
-    _refuse_a_model(workdir)
-    parts = assemble(experiment)
-    run = _Run(experiment, parts, workdir)
-    return run.to_the_end()
+    with Preemption() as preemption:
+        _refuse_a_model(workdir)
+        parts = assemble(experiment)
+        mesh = _mesh(experiment)
+        workdir.mkdir(parents=True, exist_ok=True)
+        # One process holds the workdir for the job; when it is refused the launcher ends the others.
+        with hold(workdir, "training") if jax.process_index() == 0 else contextlib.nullcontext():
+            return _Run(experiment, parts, mesh, workdir).to_the_end(preemption)
+
+
+def _mesh(experiment: Experiment) -> Mesh:
+    mesh = make_mesh(experiment.mesh)
+    check_batch(mesh, experiment.batch, "batch")
+    check_batch(mesh, experiment.batch_eval, "batch_eval")
+    return mesh
+
+
+_LEAVING = {ExitCode.PREEMPTED: "preempted", ExitCode.INTERRUPTED: "interrupted"}
 
 
 class _Run:
     """The compiled steps, the state and the record of one run."""
 
-    def __init__(self, experiment: Experiment, parts: Parts, workdir: Path) -> None:
-        self._experiment, self._parts, self._workdir = experiment, parts, workdir
-        self._mesh = make_mesh(experiment.mesh)
-        check_batch(self._mesh, experiment.batch, "batch")
-        check_batch(self._mesh, experiment.batch_eval, "batch_eval")
-        workdir.mkdir(parents=True, exist_ok=True)
+    def __init__(self, experiment: Experiment, parts: Parts, mesh: Mesh, workdir: Path) -> None:
+        self._experiment, self._parts, self._mesh, self._workdir = experiment, parts, mesh, workdir
         self._checkpoints = TrainCheckpoints(workdir, experiment.keep_last)
         try:
             self._build()
@@ -94,11 +108,10 @@ class _Run:
         params, opt = self._checkpoints.restore(fresh)
         return TrainState(jax.device_put(latest, fresh.step.sharding).astype(fresh.step.dtype), params, opt)
 
-    def to_the_end(self) -> dict[str, object]:
+    def to_the_end(self, preemption: Preemption) -> dict[str, object]:
         """Runs the loop and reports."""
         try:
-            with Preemption() as preemption:
-                seconds = self._loop(preemption)
+            seconds = self._loop(preemption)
             score = self._evaluate(self._experiment.total_steps)
         finally:
             self._checkpoints.close()
@@ -121,9 +134,11 @@ class _Run:
         label = str(self._parts.card.meta["stage"])
         with progress(experiment.total_steps, label, self._start) as bar:
             for number, batch in enumerate(self._batches(), self._start + 1):
-                self._state, metrics = self._train_step(
-                    self._state, batch, self._teacher.params if self._teacher else None
-                )
+                if number == self._start + 1:
+                    with preemption.compiling():
+                        metrics = jax.block_until_ready(self._step(batch))
+                else:
+                    metrics = self._step(batch)
                 last = number == experiment.total_steps
                 if number % experiment.log_every == 0 or last:
                     self._metrics.queue(number, metrics)
@@ -134,9 +149,14 @@ class _Run:
                     self._save(number)
                 bar.advance(note=self._note())
                 if not last and preemption.due(number):
-                    self._leave(number)
+                    self._leave(number, preemption.exit_code)
         self._metrics.flush()
         return time.monotonic() - began_s
+
+    def _step(self, batch: Batch) -> Mapping[str, jax.Array]:
+        teacher = self._teacher.params if self._teacher else None
+        self._state, metrics = self._train_step(self._state, batch, teacher)
+        return metrics
 
     def _batches(self) -> Iterator[Batch]:
         experiment = self._experiment
@@ -174,13 +194,13 @@ class _Run:
         latest = self._metrics.latest
         return f"loss {latest['loss']:.3f} top1 {latest['top1']:.2f}" if latest else ""
 
-    def _leave(self, number: int) -> None:
+    def _leave(self, number: int, exit_code: ExitCode) -> None:
         if number % self._experiment.checkpoint_every:
             self._save(number)
         self._metrics.flush()
         raise UserError(
-            f"preempted: the state of step {number} is saved in {self._workdir}; run the same command to go on",
-            ExitCode.PREEMPTED,
+            f"{_LEAVING[exit_code]}: saved step {number} in {self._workdir}; run the same command to go on",
+            exit_code,
         )
 
 
@@ -224,6 +244,8 @@ def _announce(
     model = card.description
     size = f"{description.param_count(model):,} parameters, {description.macs(model) / 1e6:.2f} MMACs"
     origin = f"resumed from step {start}" if start else "from step 0"
+    if start >= experiment.total_steps:
+        origin = f"already complete at step {start}, nothing to train; for another run give another --workdir"
     axes = " ".join(f"{axis}={devices}" for axis, devices in mesh.items())
     lines = [f"{card.meta['stage']}: {size}; mesh {axes}; batch {experiment.batch}; {origin}"]
     lines.append(f"configuration {card.meta['config_hash'][:12]}, whole in config.txt of the workdir")

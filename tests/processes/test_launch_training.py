@@ -84,7 +84,7 @@ def test_a_preempted_job_saves_and_goes_on_as_one_process(shape: Path, tmp_path:
     code, output, log = trainings.ended(launcher)
     assert (code, output) == (ExitCode.PREEMPTED, ""), log
     reached = checkpoint.steps(workdir)[-1]
-    assert f"preempted: the state of step {reached} is saved" in log
+    assert f"preempted: saved step {reached} in" in log
 
     # What follows is told apart from a run that began anew by its first half.
     whole = tmp_path / "whole"

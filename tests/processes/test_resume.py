@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     assert (code, output) == (42, ""), log
     (step,) = checkpoint.steps(stopped)[-1:]
     assert log.splitlines()[-1].startswith(
-        f"error: preempted: the state of step {step} is saved in {stopped}"
+        f"error: preempted: saved step {step} in {stopped}; run the same command"
     )
     assert step < 100
     return Runs(arguments, folder / "whole", stopped)
@@ -115,6 +116,7 @@ def test_a_finished_run_started_again_says_the_same_and_trains_nothing(runs: Run
     assert code == 0, log
     said = trainings.result(output)
     assert (said["resumed_from"], said["train_images_per_s"]) == (100, None)
+    assert "already complete at step 100, nothing to train; for another run give another --workdir" in log
     (last,) = (
         line for line in trainings.record(runs.whole) if line["step"] == 100 and "validation_top1" in line
     )
@@ -160,3 +162,67 @@ def test_a_damaged_newest_checkpoint_is_refused_with_what_to_do_and_the_one_befo
     assert code == 0, log
     assert trainings.result(output)["resumed_from"] == 90
     assert_same_end(workdir, runs)
+
+
+def test_ctrl_c_saves_and_is_not_taken_for_a_preemption(runs: Runs, tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    # Every thousandth step is a checkpoint: what is there afterwards was saved on request.
+    arguments = [*runs.arguments, "--config.total_steps=100000", "--config.checkpoint_every=1000000"]
+    process = start(["trainer.main", f"--workdir={workdir}", *arguments])
+    wait_until(lambda: (workdir / "metrics.jsonl").exists() and bool(trainings.losses(workdir)), process)
+    process.send_signal(signal.SIGINT)
+    code, output, log = trainings.ended(process)
+    assert (code, output) == (130, ""), log
+    (step,) = checkpoint.steps(workdir)
+    assert "Ctrl-C: saving after this step; again: ends at once" in log
+    assert log.splitlines()[-1] == (
+        f"error: interrupted: saved step {step} in {workdir}; run the same command to go on"
+    )
+
+
+def test_a_second_ctrl_c_ends_at_once(runs: Runs, tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    arguments = [*runs.arguments, "--config.total_steps=100000", "--config.checkpoint_every=1000000"]
+    # The trainer waits for ever after the first one: its next step comes when the second has ended it.
+    process = start(["tests.support.never_due", f"--workdir={workdir}", *arguments])
+    assert process.stderr is not None
+    wait_until(lambda: (workdir / "metrics.jsonl").exists() and bool(trainings.losses(workdir)), process)
+    process.send_signal(signal.SIGINT)
+    while "Ctrl-C: saving after this step" not in (line := process.stderr.readline()):
+        assert line
+    process.send_signal(signal.SIGINT)
+    assert trainings.ended(process)[0] == -signal.SIGINT
+    assert checkpoint.steps(workdir) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_while_the_first_step_is_compiled_ends_at_once(
+    number: signal.Signals, runs: Runs, tmp_path: Path
+) -> None:
+    process = start(["tests.support.compiles_for_ever", f"--workdir={tmp_path / 'run'}", *runs.arguments])
+    assert process.stderr is not None
+    while "compiling" not in (line := process.stderr.readline()):
+        assert line
+    process.send_signal(number)
+    assert trainings.ended(process)[0] == -number
+
+
+def test_a_workdir_in_use_is_refused_and_one_whose_run_was_killed_is_not(runs: Runs, tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    first = start(["trainer.main", f"--workdir={workdir}", *runs.arguments, "--config.total_steps=100000"])
+    wait_until(lambda: bool(checkpoint.steps(workdir)), first)
+    host = socket.gethostname()
+    for module, arguments in (
+        ("trainer.main", [*runs.arguments, "--config.total_steps=100000"]),
+        ("trainer.compress", [f"--checkpoint={runs.whole}", "--config=configs/compress.py"]),
+    ):
+        code, output, log = trainings.ended(start([module, f"--workdir={workdir}", *arguments]))
+        assert (code, output) == (2, "")
+        assert log.splitlines()[-1] == (
+            f"error: another process (pid {first.pid} on {host}) is training in {workdir}; "
+            "wait for it or give another --workdir"
+        )
+    first.kill()
+    trainings.ended(first)
+    code, output, log = train(workdir, runs.arguments)
+    assert "the workdir holds the checkpoint of another run: total_steps is 100000 there" in log

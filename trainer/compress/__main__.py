@@ -8,11 +8,15 @@ from pathlib import Path
 from absl import flags
 
 from serving import command
-from trainer import config
+from trainer.workdir import hold_new
 
 
 def main(argv: list[str]) -> dict[str, object]:
     """Compresses; the result is that of `trainer.compress.job.compress`."""
+    from trainer import (
+        config,
+    )  # not above: a smaller installation says in one line that it lacks what recipes need
+
     recipe, overrides, rest = config.split_config_args(argv)
     values = flags.FlagValues()
     flags.DEFINE_string(
@@ -27,7 +31,7 @@ def main(argv: list[str]) -> dict[str, object]:
     flags.DEFINE_string(
         "workdir", None, "Folder for the cut model, its plan, scores and report.", flag_values=values
     )
-    extra = command.parse_flags(values, rest)
+    extra = command.parse_flags(values, rest, required=["config", "checkpoint", "workdir"])
     complete = bool(recipe and values["checkpoint"].value and values["workdir"].value)
     command.require_usage(extra, complete, "--checkpoint, --config and --workdir are needed")
     settings = config.compression(str(recipe), overrides)
@@ -37,8 +41,9 @@ def main(argv: list[str]) -> dict[str, object]:
     # Imported late: a bad configuration is refused at once, and --help answers without starting JAX.
     from trainer.compress.job import compress
 
-    return compress(settings, Path(values["checkpoint"].value), workdir)
+    with hold_new(workdir, "compressing"):
+        return compress(settings, Path(values["checkpoint"].value), workdir)
 
 
 if __name__ == "__main__":
-    command.run_command(main)
+    command.run_command(main, extra="train")
