@@ -3,14 +3,13 @@
     python -m tools.quickstart [--dataset=digits|fashion_mnist] [--data_dir=DIR] [--workdir=runs/quickstart] [--fresh]
 
 Writes results.json, report.md and plots under the workdir, and its bundles in WORKDIR/models/NAME/1. Run again, it goes on with
-the first step that is not done.
+the first step that is not done. SIGTERM and Ctrl-C reach the step that runs, which saves its state; the exit code is the step's.
 """
 
 import dataclasses
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,16 +20,19 @@ from typing import Any
 
 from absl import flags
 
-from serving import command
+from serving import command, installation
 from serving.client import VisionClient
 from serving.command import ExitCode, UserError
 from serving.runtime import cpu
-from tools import report, serving_load
-from tools.report import Row
+from tools import serving_load
+from tools.launchers.job import ending, table_code
+from tools.stop_requests import Stopped, StopRequests, start
+from trainer.workdir import hold
 
 _DATASETS = ("digits", "fashion_mnist")
 _DRAIN_S = 60
-_MARK = ".quickstart"
+_MARK = ".quickstart"  # holds the name of the data set
+_GOES_ON = "run the same command to go on"
 Result = dict[str, Any]
 
 
@@ -67,8 +69,11 @@ class Steps:
     `environment` holds variables that change how fast a step is, never what it makes.
     """
 
-    def __init__(self, workdir: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, workdir: Path, stop: StopRequests, environment: Mapping[str, str] | None = None
+    ) -> None:
         self._folder = workdir / "steps"
+        self._stop = stop
         self._environment = os.environ | dict(environment or {})
         self.seconds: dict[str, float] = {}
 
@@ -79,6 +84,7 @@ class Steps:
 
         Raises:
           UserError: when the command fails, with its exit code; it has said why.
+          Stopped: when it was asked to stop and ended well all the same.
         """
         record = self._folder / f"{name}.json"
         shown = " ".join(["python", "-m", module, *arguments])
@@ -92,25 +98,25 @@ class Steps:
             shutil.rmtree(makes, ignore_errors=True)
         print(f"\n== {name}\n   {shown}", file=sys.stderr, flush=True)
         began_s = time.monotonic()
-        ended = subprocess.run(
-            [sys.executable, "-m", module, *arguments],
-            stdout=subprocess.PIPE,
-            text=True,
-            check=False,
-            env=self._environment,
-        )
-        if ended.returncode:
-            code = ExitCode(ended.returncode) if ended.returncode in set(ExitCode) else ExitCode.BUG
-            raise UserError(
-                f"step {name!r} failed with exit code {ended.returncode}; its own message stands above", code
-            )
+        code, output = self._stop.run([sys.executable, "-m", module, *arguments], self._environment)
+        if code:
+            raise self._failure(name, code)
         self.seconds[name] = round(time.monotonic() - began_s, 1)
-        result: Result = json.loads(ended.stdout.splitlines()[-1])
-        self._folder.mkdir(parents=True, exist_ok=True)
-        record.write_text(
-            json.dumps({"command": shown, "seconds": self.seconds[name], "result": result}) + "\n"
-        )
+        result: Result = json.loads(output.splitlines()[-1])
+        with self._stop.deferred():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            draft = record.with_suffix(".draft")
+            done = {"command": shown, "seconds": self.seconds[name], "result": result}
+            draft.write_text(json.dumps(done) + "\n")
+            os.replace(draft, record)  # whole or not at all, should we be killed now
         return result
+
+    def _failure(self, name: str, code: int) -> UserError:
+        if self._stop.asked is None:
+            what = f"step {name!r} failed with {ending(code)}; its own message stands above"
+        else:
+            what = f"{self._stop.asked.name}: step {name!r} ended with {ending(code)}; {_GOES_ON}"
+        return UserError(what, table_code(code))
 
 
 def main(argv: list[str]) -> dict[str, object]:
@@ -127,16 +133,20 @@ def main(argv: list[str]) -> dict[str, object]:
     extra = command.parse_flags(values, argv)
     if extra:
         raise UserError(f"unexpected argument {extra[0]!r} (see --help)")
-    workdir = Path(values["workdir"].value)
-    _claim(workdir, values["fresh"].value)
-    return quickstart(values["dataset"].value, values["data_dir"].value, workdir)
+    workdir, dataset = Path(values["workdir"].value), values["dataset"].value
+    _claim(workdir, dataset, values["fresh"].value)
+    try:
+        with StopRequests() as stop, hold(workdir, "running a quickstart"):
+            return quickstart(dataset, values["data_dir"].value, workdir, stop)
+    except Stopped as stopped:
+        raise UserError(f"{stopped.number.name}: stopped; {_GOES_ON}", 128 + stopped.number) from None
 
 
-def _claim(workdir: Path, fresh: bool) -> None:
+def _claim(workdir: Path, dataset: str, fresh: bool) -> None:
     """Makes the workdir ours by a mark of our own; only what bears it is ever removed.
 
     Raises:
-      UserError: for a file, or a folder that holds something else.
+      UserError: for a file, or a folder that holds something else or the job on another data set.
     """
     command.require_folder(workdir, "--workdir")
     if workdir.exists() and any(workdir.iterdir()) and not (workdir / _MARK).is_file():
@@ -144,20 +154,38 @@ def _claim(workdir: Path, fresh: bool) -> None:
             f"--workdir={workdir} holds something that no quickstart has written; give another folder"
         )
     if fresh:
-        shutil.rmtree(workdir, ignore_errors=True)
+        _remove(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / _MARK).touch()
+    holds = (workdir / _MARK).read_text().strip() or dataset
+    if holds != dataset:
+        raise UserError(
+            f"--workdir={workdir} holds the job on {holds}; for {dataset} give another --workdir, or --fresh to "
+            "remove what is there"
+        )
+    (workdir / _MARK).write_text(dataset + "\n")
 
 
-def quickstart(dataset: str, data_dir: str, workdir: Path) -> dict[str, object]:
+def _remove(workdir: Path) -> None:
+    if workdir.exists():
+        with hold(workdir, "running a quickstart"):  # nobody's work is removed under them
+            shutil.rmtree(workdir, ignore_errors=True)
+
+
+def quickstart(dataset: str, data_dir: str, workdir: Path, stop: StopRequests) -> dict[str, object]:
     """The whole job; see the module."""
+    installation.require("train,serve")
+    # Not above: a smaller installation says in one line that it lacks what these need.
+    from tools import report
+    from tools.report import Row
+
     began_s, variants = time.monotonic(), _variants()
     with tempfile.TemporaryDirectory(prefix="vitforge-compiled-") as compiled:
-        steps = Steps(workdir, _compiling_once(compiled))
+        steps = Steps(workdir, stop, _compiling_once(compiled))
         exported = _make_models(steps, variants, dataset, data_dir, workdir)
     images, labels = report.test_images(dataset, data_dir)
     load = serving_load.Load()
-    with serving(workdir / "models") as address, VisionClient(address) as client:
+    with serving(workdir / "models", stop) as address, VisionClient(address) as client:
         names = [variant.bundle for variant in variants]
         print("\n== accuracy: the test images as PNG bytes through Vision/Classify", file=sys.stderr)
         correct = {}
@@ -180,7 +208,7 @@ def quickstart(dataset: str, data_dir: str, workdir: Path) -> dict[str, object]:
     ]
     steps.seconds["in all"] = round(time.monotonic() - began_s, 1)
     text = report.write(workdir, dataset, rows, load, steps.seconds)
-    print("\n" + text, file=sys.stderr)
+    print(f"\n{text}\n{_what_next(workdir, dataset, data_dir)}", file=sys.stderr)
     return {
         "workdir": str(workdir),
         "seconds": steps.seconds["in all"],
@@ -192,6 +220,22 @@ def _compiling_once(folder: str) -> dict[str, str]:
     """What makes JAX keep what it compiles in `folder`: several steps run models of one shape. A user's own setting stays."""
     settings = {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     return {name: os.environ.get(name, value) for name, value in settings.items()}
+
+
+def _what_next(workdir: Path, dataset: str, data_dir: str) -> str:
+    """Where everything lies, and commands that go on from here."""
+    image, source = workdir / "image.png", f"{dataset!r}, {data_dir!r}"
+    made = f"from tools import report; open({str(image)!r}, 'wb').write(report.test_images({source})[0][0])"
+    return "\n".join(
+        [
+            f"Report: {workdir / 'report.md'}, its plots beside it, and the same for programs in results.json.",
+            f"Bundles: {workdir / 'models'}/NAME/1. Serve them, and ask from another shell what a test image shows:",
+            "",
+            f"    python -m serving.main --model_repository={workdir / 'models'} --port=8001",
+            f'    python -c "{made}"',
+            f"    python -m serving.client --server=localhost:8001 --model=student {image}",
+        ]
+    )
 
 
 def _make_models(
@@ -236,24 +280,25 @@ def _correct(client: VisionClient, model: str, images: Sequence[bytes], labels: 
 
 
 @contextmanager
-def serving(repository: Path) -> Iterator[str]:
+def serving(repository: Path, stop: StopRequests) -> Iterator[str]:
     """A server on `repository`, a process of its own on a free port; its address, once it is ready; drained at the end."""
     arguments = ["-m", "serving.main", f"--model_repository={repository}", "--host=127.0.0.1", "--port=0"]
     print(f"\n== serve\n   python {' '.join(arguments)}", file=sys.stderr, flush=True)
-    with subprocess.Popen(
-        [sys.executable, *arguments], stdout=subprocess.PIPE, text=True, env=os.environ
-    ) as server:
-        try:
-            line = server.stdout.readline() if server.stdout else ""
-            if not line:
-                raise UserError(
-                    "the server ended before it was ready; its own message stands above", ExitCode.BUG
-                )
-            yield f"127.0.0.1:{json.loads(line)['port']}"
-        finally:
+    server = None
+    try:
+        with stop.deferred():  # from its first moment on it is known here, and ended below
+            server = start([sys.executable, *arguments])
+        line = server.stdout.readline() if server.stdout else ""
+        if not line:
+            raise UserError(
+                "the server ended before it was ready; its own message stands above", ExitCode.BUG
+            )
+        yield f"127.0.0.1:{json.loads(line)['port']}"
+    finally:
+        if server is not None:
             server.terminate()
             server.communicate(timeout=_DRAIN_S)  # reads its last words, or it would end on a broken pipe
 
 
 if __name__ == "__main__":
-    command.run_command(main)
+    command.run_command(main, extra="train,serve")

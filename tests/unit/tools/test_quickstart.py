@@ -9,10 +9,12 @@ from serving.runtime import cpu
 from tools import quickstart, report
 from tools.report import Row
 from tools.serving_load import Speed
+from tools.stop_requests import StopRequests
+from trainer.workdir import hold
 
 
-def _claim(workdir: Path, fresh: bool = False) -> None:
-    quickstart._claim(workdir, fresh)
+def _claim(workdir: Path, fresh: bool = False, dataset: str = "digits") -> None:
+    quickstart._claim(workdir, dataset, fresh)
 
 
 def test_a_folder_of_somebody_else_is_neither_used_nor_removed(tmp_path: Path) -> None:
@@ -32,6 +34,26 @@ def test_fresh_removes_what_an_interrupted_quickstart_left(tmp_path: Path) -> No
     assert not (workdir / "teacher").exists()
 
 
+def test_a_workdir_of_another_data_set_is_refused_unless_it_is_removed(tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    _claim(workdir)
+    _claim(workdir)
+    with pytest.raises(
+        UserError, match="holds the job on digits; for fashion_mnist give another --workdir, or --fresh"
+    ):
+        _claim(workdir, dataset="fashion_mnist")
+    _claim(workdir, fresh=True, dataset="fashion_mnist")
+    with pytest.raises(UserError, match="holds the job on fashion_mnist"):
+        _claim(workdir)
+
+
+def test_a_workdir_in_use_is_not_removed(tmp_path: Path) -> None:
+    _claim(tmp_path)
+    with hold(tmp_path, "running a quickstart"), pytest.raises(UserError, match="is running a quickstart in"):
+        _claim(tmp_path, fresh=True)
+    assert (tmp_path / ".quickstart").exists()
+
+
 def test_a_workdir_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is a file; give a folder"):
@@ -43,12 +65,12 @@ def _step(steps: quickstart.Steps, made: Path, name: str = "cut") -> dict[str, o
 
 
 def test_what_an_interrupted_step_left_is_removed_and_what_is_done_is_not_repeated(tmp_path: Path) -> None:
-    made, steps = tmp_path / "pruned", quickstart.Steps(tmp_path)
+    made, steps = tmp_path / "pruned", quickstart.Steps(tmp_path, StopRequests())
     made.mkdir()
     (made / "half").touch()
     assert _step(steps, made) == {"left": []}
     (made / "whole").touch()
-    assert _step(quickstart.Steps(tmp_path), made) == {"left": []}
+    assert _step(quickstart.Steps(tmp_path, StopRequests()), made) == {"left": []}
     assert (made / "whole").exists()
 
 
@@ -82,7 +104,7 @@ def test_the_steps_compile_into_one_folder_and_a_users_own_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def told(name: str) -> object:
-        steps = quickstart.Steps(tmp_path / name, quickstart._compiling_once("shared"))
+        steps = quickstart.Steps(tmp_path / name, StopRequests(), quickstart._compiling_once("shared"))
         return steps.run("ask", "tests.support.says_variable", "JAX_COMPILATION_CACHE_DIR")["value"]
 
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
