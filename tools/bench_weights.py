@@ -88,4 +88,4 @@ def _measure(path: Path, model: str) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    command.run_command(main)
+    command.run_command(main, extra="train")

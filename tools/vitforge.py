@@ -20,6 +20,8 @@ VERBS = {
     "train": _Verb("trainer.main", "train, fine-tune or distil, as the recipe says"),
     "compress": _Verb("trainer.compress", "cut a trained model to a budget and repair it"),
     "evaluate": _Verb("trainer.evaluate", "accuracy of a checkpoint"),
+    "predict": _Verb("trainer.predict", "what a model says of pictures, arrays and texts"),
+    "convert": _Verb("trainer.convert", "weights from one format to another"),
     "export": _Verb("trainer.export", "write a bundle that a server can check and serve"),
     "serve": _Verb("serving.main", "serve bundles over gRPC"),
     "classify": _Verb("serving.client", "ask a server what images show"),

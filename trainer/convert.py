@@ -37,7 +37,7 @@ def main(argv: list[str]) -> dict[str, object]:
     flags.DEFINE_integer("num_classes", None, "Classes of a new head.", flag_values=values)
     flags.DEFINE_string("sha256", "", "Digest that the file must have.", flag_values=values)
     flags.DEFINE_list("allow", [], "What may differ: missing, unused.", flag_values=values)
-    extra = command.parse_flags(values, argv)
+    extra = command.parse_flags(values, argv, required=["output"])
     flag = {name: values[name].value for name in values}
     complete = bool(flag["output"]) and bool(flag["weights"]) != bool(flag["checkpoint"])
     command.require_usage(extra, complete, "--output and one of --weights and --checkpoint are needed")
@@ -87,4 +87,4 @@ def _convert(source: str, model: str, output: Path, **wanted: object) -> dict[st
 
 
 if __name__ == "__main__":
-    command.run_command(main)
+    command.run_command(main, extra="train")

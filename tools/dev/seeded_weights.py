@@ -44,4 +44,4 @@ def main(argv: list[str]) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    command.run_command(main)
+    command.run_command(main, extra="train")

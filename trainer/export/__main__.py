@@ -21,7 +21,7 @@ def main(argv: list[str]) -> dict[str, object]:
     values = flags.FlagValues()
     _define_model(values)
     _define_bundle(values)
-    extra = command.parse_flags(values, argv)
+    extra = command.parse_flags(values, argv, required=["output"])
     given = {name: values[name].value for name in values}
     complete = bool((given["checkpoint"] or given["weights"]) and given["output"])
     command.require_usage(extra, complete, "--checkpoint (or --weights) and --output are needed")
@@ -124,4 +124,4 @@ def _subject(given: dict[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    command.run_command(main)
+    command.run_command(main, extra="train")

@@ -22,7 +22,7 @@ def main(argv: list[str]) -> dict[str, object]:
     _define_model(values)
     _define_inputs(values)
     _define_outputs(values)
-    more_images = command.parse_flags(values, argv)
+    more_images = command.parse_flags(values, argv, required=["weights"])
     given = {name: values[name].value for name in values}
     given["images"] = [*given["images"], *more_images]
     _check(given)
@@ -129,4 +129,4 @@ def _check(given: dict[str, object]) -> None:
 
 
 if __name__ == "__main__":
-    command.run_command(main)
+    command.run_command(main, extra="train")
