@@ -1,7 +1,5 @@
 """What a described model costs: parameters and multiply-accumulates."""
 
-import dataclasses
-
 from trainer.description.mixer import Mixer
 from trainer.description.serialise import Model
 from trainer.description.stem import Convolution, Stem, unit_convolutions
@@ -48,7 +46,12 @@ def _head(width: int, outputs: int) -> int:
 
 def block_params(block: Block, width: int) -> int:
     """The parameters of one block in a residual stream of `width` channels, its LayerNorms included."""
-    n, k, v, f = dataclasses.astuple(block)
+    n, k, v, f = (
+        block.num_heads,
+        block.qk_dim,
+        block.v_dim,
+        block.mlp_dim,
+    )  # astuple copies deeply: searches call this often
     attention = 2 * n * k * (width + 1) + n * v * (width + 1) + n * v * width + width + 2 * width if n else 0
     mlp = width * f + f + f * width + width + 2 * width if f else 0
     return attention + mlp
@@ -79,7 +82,12 @@ def _vit_macs(model: ViT) -> int:
 
 def block_macs(block: Block, width: int, num_tokens: int) -> int:
     """Multiply-accumulates of one block on `num_tokens` tokens."""
-    n, k, v, f = dataclasses.astuple(block)
+    n, k, v, f = (
+        block.num_heads,
+        block.qk_dim,
+        block.v_dim,
+        block.mlp_dim,
+    )  # astuple copies deeply: searches call this often
     projections = num_tokens * width * n * (2 * k + 2 * v)
     attention = num_tokens**2 * n * (k + v)
     return projections + attention + 2 * num_tokens * width * f
