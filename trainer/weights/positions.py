@@ -16,7 +16,7 @@ Grid = tuple[int, int]
 
 def square_grid(num_patches: int) -> Grid | None:
     """The square grid of so many patches, None where there is none."""
-    side = math.isqrt(num_patches)
+    side = math.isqrt(max(num_patches, 0))
     return (side, side) if side and side * side == num_patches else None
 
 
