@@ -5,18 +5,19 @@ the repository:
 
     python3.11 -m venv DIR
     DIR/bin/pip install torch==2.15.0 torchvision==0.29.2 timm==1.0.31 transformers==5.24.0
-    DIR/bin/python -m tools.dev.torch_goldens            all of them: 8 minutes on two cores, 8 GB of memory for ViT-H_14
+    DIR/bin/python -m tools.dev.torch_goldens            all of them: 20 minutes on two cores, 12 GB of memory for ViT-H_14
     DIR/bin/python -m tools.dev.torch_goldens timm-ViT-Ti_16 timm-DeiT-Ti_16
 
 Nothing is downloaded. Weights are made from the names that a published file of the model would have, written in the format of that
 file, and read by the reference's own loader; so a golden proves our loader and our model at once. A golden holds `logits` (of two
-seeded images; of BERT, the first token of the last hidden state) and `card`, a JSON text of
+seeded images; of BERT, the first token of the last hidden state), computed in float64 from float32 weights, so that a difference
+is the rounding of the other side alone; and `card`, a JSON text of
   source, architecture, options   what was built
   variant                         our name of it
   layout                          format of the seeded file: npz, bigvision, bigvision-scan (npz below params/), or safetensors
   spec                            [name, shape] of every array in that file (before stacking, for bigvision-scan)
   conventions                     fields of our description in which the reference differs from the published implementation
-  state                           [name, shape, CRC32] of timm's state_dict after its npz loader
+  state                           [name, shape, CRC32] of timm's state_dict, filled from that file
   versions                        of what answered
 tests/unit/trainer/weights/test_torch_goldens.py reads them.
 """
@@ -188,14 +189,20 @@ def _timm(case: Case, folder: Path) -> Golden:
         spec = _published_spec(model, case)
         seeded.write_npz(folder / "seeded.npz", spec, case.layout)
         model.load_pretrained(str(folder / "seeded.npz"))
-    pixels = torch.from_numpy(seeded.images(_IMAGES, _SIZE)).permute(0, 3, 1, 2)
-    with torch.inference_mode():
-        logits = model(pixels).numpy()
     state = [
         (name, tuple(leaf.shape), zlib.crc32(leaf.contiguous().numpy().tobytes()))
         for name, leaf in model.state_dict().items()
     ]
+    with torch.inference_mode():
+        logits = model.double()(_pixels()).numpy()
     return {"spec": spec, "state": state, "conventions": _conventions(model)}, logits
+
+
+def _pixels() -> Any:
+    """The seeded images (B, C, H, W), in float64."""
+    import torch
+
+    return torch.from_numpy(seeded.images(_IMAGES, _SIZE)).permute(0, 3, 1, 2).double()
 
 
 def _conventions(model: Any) -> dict[str, Any]:
@@ -295,7 +302,7 @@ def _transformers(case: Case, folder: Path) -> Golden:
     # "gelu" is the exact one there.
     gelu = {"gelu": "erf", "gelu_new": "tanh"}[config.hidden_act]
     conventions = {"gelu": gelu, "norm_eps": config.layer_norm_eps}
-    return {"spec": spec, "conventions": conventions}, _answer(model, config)
+    return {"spec": spec, "conventions": conventions}, _answer(model.double(), config)
 
 
 def _answer(model: Any, config: Any) -> np.ndarray:
@@ -305,8 +312,7 @@ def _answer(model: Any, config: Any) -> np.ndarray:
         if config.model_type == "bert":
             tokens = torch.from_numpy(seeded.texts(3, 16, config.vocab_size).astype(np.int64))
             return model(tokens, attention_mask=tokens != 0).last_hidden_state[:, 0].numpy()
-        pixels = torch.from_numpy(seeded.images(_IMAGES, _SIZE)).permute(0, 3, 1, 2)
-        return model(pixels).logits.numpy()
+        return model(_pixels()).logits.numpy()
 
 
 if __name__ == "__main__":
