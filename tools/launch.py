@@ -3,8 +3,9 @@
     python -m tools.launch run --backend=local --processes=2 --devices_per_process=4 [--logs=DIR] \\
         -- python -m trainer.main --config=configs/digits.py:teacher --workdir=runs/teacher
 
-Everything behind -- reaches the processes as typed. Their output is shown on stderr, headed by the number of the process; the
-result of process 0 is the last line of stdout. The first process that fails decides the exit code, and the others are ended.
+Everything behind -- reaches the processes as typed. Their output is shown on stderr, headed by the number of the process, with the
+progress of process 0 alone; its result is the last line of stdout. The first process that fails decides the exit code, and the
+others are ended. SIGTERM and Ctrl-C ask all of them to save and end, for --grace_s at most; after Ctrl-C the exit code is 130.
 
 Verbs: run. Planned: render, status, logs, stop, doctor.
 Back ends: local (processes on this machine). Planned: ssh, slurm, jobset, tpu_vm.

@@ -97,6 +97,38 @@ def test_a_preempted_job_saves_and_goes_on_as_one_process(shape: Path, tmp_path:
     assert second == pytest.approx(first, rel=10 * SAME_LOSS)
 
 
+def test_a_job_that_still_compiles_ends_at_once_when_it_is_asked_to(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    # Nothing there returns to Python, so that only the grace, longer than the patience of this test, would end it otherwise.
+    command = launch(tmp_path / "run", arguments, f"--grace_s={10 * trainings.PATIENCE_S}")
+    launcher = start(
+        ["tests.support.compiles_for_ever" if word == "trainer.main" else word for word in command]
+    )
+    assert launcher.stderr is not None
+    waiting = {"[0] compiling\n", "[1] compiling\n"}
+    while waiting:
+        line = launcher.stderr.readline()
+        assert line
+        waiting.discard(line)
+    launcher.send_signal(signal.SIGINT)
+    code, output, log = trainings.ended(launcher)
+    assert (code, output) == (ExitCode.INTERRUPTED, ""), log
+    assert log.splitlines()[-1] == "error: stopped; process 0 ended with exit code 143 (SIGTERM)"
+
+
+def test_a_second_job_in_the_same_workdir_is_refused(shape: Path, tmp_path: Path) -> None:
+    arguments = trainings.settings(shape, total_steps=100000)
+    workdir = tmp_path / "run"
+    first = start(["trainer.main", f"--workdir={workdir}", *arguments])
+    wait_until(lambda: bool(checkpoint.steps(workdir)), first)
+    code, output, log = trainings.ended(start(launch(workdir, arguments)))
+    first.kill()
+    trainings.ended(first)
+    assert (code, output) == (ExitCode.BAD_INPUT, ""), log
+    assert f"[0] error: another process (pid {first.pid} on " in log
+
+
 def _child(launcher: int, index: int) -> int:
     """The pid of process `index` of the launcher's job."""
     for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import shlex
 import signal
 import socket
@@ -27,6 +28,10 @@ from serving.command import ExitCode, UserError
 from tools.launchers.job import Job, ending, program, table_code
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# What the collectives' library says to stdout when all is well, as each process begins.
+_GLOO_CONNECTED = re.compile(
+    r"\[Gloo\] Rank \d+ is connected to \d+ peer ranks\. Expected number of connected peer ranks is : \d+"
+)
 _GUARD = Path(__file__).with_name("guard.py")
 
 
@@ -58,7 +63,8 @@ class LocalLauncher:
 
     Attributes:
       output: gets the result of process 0, as the last line.
-      log: gets every line of every process, headed by the number of its process.
+      log: gets the lines of every process, headed by its number. Of the others than process 0 neither progress nor result is shown:
+        they are the same. Files of output have all of it.
     """
 
     def __init__(self, output: TextIO | None = None, log: TextIO | None = None) -> None:
@@ -99,7 +105,7 @@ class _Gang:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._codes: dict[int, int] = {}
         self._failure: tuple[str, int] | None = None
-        self._stop_asked = False
+        self._stop_asked: str | None = None
         self._stopping = False
         self._deadline_s = None if job.timeout_s is None else time.monotonic() + job.timeout_s
 
@@ -167,11 +173,13 @@ class _Gang:
         self.events.put(_End(index, code))
 
     def _show(self, line: _Line) -> None:
-        print(f"[{line.index}] {line.text}", file=self._log, flush=True)
         if self._logs:
             print(line.text, file=self._logs[line.index], flush=True)
-        if line.index == 0 and line.is_stdout and _is_json_object(line.text):
+        is_result = line.is_stdout and _is_json_object(line.text)
+        if is_result and line.index == 0:
             self.result = line.text
+        if not (is_result and line.index) and not _GLOO_CONNECTED.fullmatch(line.text):
+            print(f"[{line.index}] {line.text}", file=self._log, flush=True)
 
     def _say(self, text: str) -> None:
         print(f"[launch] {text}", file=self._log, flush=True)
@@ -198,8 +206,12 @@ class _Gang:
             self._say(f"{event.signal_name} again: killing the processes")
             self.kill()
             return
-        self._stop_asked = True
-        self._say(f"{event.signal_name}: asking the processes to save and end")
+        self._stop_asked = event.signal_name
+        running = [str(index) for index in range(len(self._processes)) if index not in self._codes]
+        self._say(
+            f"{event.signal_name}: asking the processes to save and end; waiting for {', '.join(running)}, up to "
+            f"{self._job.grace_s:g} s (--grace_s); asked again, they are killed at once"
+        )
         self._stop(send=True)
 
     def _stop(self, send: bool) -> None:
@@ -215,7 +227,9 @@ class _Gang:
 
     def _run_out_of_time(self) -> None:
         if self._stopping:
-            self._say(f"not ended {self._job.grace_s:g} s after being asked to: killing the processes")
+            self._say(
+                f"not ended {self._job.grace_s:g} s (--grace_s) after being asked to: killing the processes"
+            )
             self._deadline_s = None
             self.kill()
             return
@@ -224,9 +238,11 @@ class _Gang:
 
     def _verdict(self) -> int:
         if self._stop_asked and self._failure is None and self._codes[0]:
+            # Nobody starts again what a person has stopped, whatever the processes, which know of no person, say.
+            by_hand = self._stop_asked == signal.SIGINT.name
             self._failure = (
                 f"stopped; process 0 ended with {ending(self._codes[0])}",
-                table_code(self._codes[0]),
+                ExitCode.INTERRUPTED if by_hand else table_code(self._codes[0]),
             )
         if self._failure is None:
             return ExitCode.DONE
@@ -241,6 +257,7 @@ def _environment(job: Job, index: int, coordinator: str) -> dict[str, str]:
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(job.devices_per_process),
         "PYTHONUNBUFFERED": "1",
+        **({"VITFORGE_PROGRESS": "off"} if index else {}),  # one bar speaks for all
         **job.env,
         "VITFORGE_COORDINATOR": coordinator,
         "VITFORGE_NUM_PROCESSES": str(job.processes),

@@ -38,7 +38,9 @@ def test_every_line_is_headed_by_the_number_of_its_process() -> None:
 
 def test_each_process_learns_its_place_its_devices_and_one_coordinator() -> None:
     script = (
-        "import json\nprint(json.dumps({k: v for k, v in os.environ.items() if k[:3] in ('JAX', 'VIT')}))"
+        "import json\n"
+        "place = {k: v for k, v in os.environ.items() if k[:3] in ('JAX', 'VIT')}\n"
+        "print(json.dumps(place), file=sys.stderr)"
     )
     _, _, log = run(script, processes=3, devices_per_process=4)
     places = [json.loads(line[4:]) for line in log.splitlines() if line[4:].startswith("{")]
@@ -55,6 +57,25 @@ def test_the_result_of_process_0_is_all_that_reaches_stdout_even_when_noise_foll
         "print('{\"loss\": 1}'); print('{\"process\": %s}' % index); print('[Gloo] connected')"
     )
     assert (code, output) == (0, '{"process": 0}\n')
+
+
+def test_progress_and_result_are_shown_of_process_0_alone_and_kept_of_all(tmp_path: Path) -> None:
+    script = (
+        "from serving.command import progress\n"
+        "with progress(1, 'teacher') as bar: bar.advance()\n"
+        "print('[Gloo] Rank 1 is connected to 1 peer ranks. Expected number of connected peer ranks is : 1')\n"
+        "print('[Gloo] Rank 1 has lost a peer')\n"
+        "print('{\"process\": %s}' % index)"
+    )
+    _, output, log = run(script, env={"PYTHONPATH": str(ROOT)}, logs_dir=tmp_path)
+    assert output == '{"process": 0}\n'
+    shown = [line for line in log.splitlines() if not line.startswith("[launch]")]
+    assert sorted(line for line in shown if line.startswith("[1]")) == ["[1] [Gloo] Rank 1 has lost a peer"]
+    assert sum("1/1" in line for line in shown) == 1
+    assert '[0] {"process": 0}' in shown
+    kept = (tmp_path / "process_1.log").read_text()
+    assert '{"process": 1}' in kept
+    assert "[Gloo] Rank 1 is connected" in kept
 
 
 def test_a_job_without_a_result_leaves_stdout_empty() -> None:
@@ -206,14 +227,20 @@ def test_a_job_does_not_depend_on_its_guard(tmp_path: Path, monkeypatch: pytest.
         "def siblings():\n"
         "    launcher = os.getppid()\n"
         "    pids = open(f'/proc/{launcher}/task/{launcher}/children').read().split()\n"
+        "    pids = set(pids) - set(os.environ['BEFORE'].split())\n"  # a server of other tests, say
         "    return [pid for pid in pids if open(f'/proc/{pid}/cmdline').read()]\n"
         "while len(siblings()) > 1: pass"
     )
-    assert run(script, processes=1)[0] == ExitCode.DONE
+    before = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text()
+    assert run(script, processes=1, env={"BEFORE": before})[0] == ExitCode.DONE
 
 
-@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
-def test_a_request_to_stop_reaches_every_process_and_process_0_answers(asked: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("asked", "job"), [(signal.SIGTERM, ExitCode.PREEMPTED), (signal.SIGINT, ExitCode.INTERRUPTED)]
+)
+def test_a_request_to_stop_reaches_every_process_and_process_0_answers(
+    asked: signal.Signals, job: ExitCode
+) -> None:
     script = (
         INDEX + "signal.signal(signal.SIGTERM, lambda *_: sys.exit(42))\nprint('ready', flush=True)\n" + WAIT
     )
@@ -236,5 +263,9 @@ def test_a_request_to_stop_reaches_every_process_and_process_0_answers(asked: si
         waiting.discard(launcher.stderr.readline())
     launcher.send_signal(asked)
     log = launcher.stderr.read()
-    assert launcher.wait() == ExitCode.PREEMPTED
+    assert launcher.wait() == job
+    assert (
+        f"[launch] {asked.name}: asking the processes to save and end; waiting for 0, 1, up to 30 s (--grace_s)"
+        in log
+    )
     assert log.count("ended with exit code 42") == 3  # one line for each process, and the last for the job
