@@ -1,6 +1,7 @@
 """The command `vitforge VERB …`: every command of the house under one name.
 
-Each verb is a module that `python -m` runs as well, and which says itself what a smaller installation lacks; this file only finds it.
+Each verb is a module that `python -m` runs as well, and that says itself what a smaller installation lacks; here it is
+only found.
 """
 
 import runpy

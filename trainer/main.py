@@ -27,7 +27,12 @@ def main(argv: list[str]) -> dict[str, object]:
     flags.DEFINE_string(
         "workdir", None, "Folder of this run: checkpoints and metrics.jsonl.", flag_values=values
     )
-    extra = command.parse_flags(values, rest, required=["config", "workdir"])
+    extra = command.parse_flags(
+        values,
+        rest,
+        required=["config", "workdir"],
+        more_help=lambda: config.keys_help(config.Experiment, recipe),
+    )
     complete = bool(recipe and values["workdir"].value)
     command.require_usage(extra, complete, "--config=FILE.py and --workdir=DIR are needed")
     experiment = config.experiment(str(recipe), overrides)

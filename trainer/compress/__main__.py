@@ -31,7 +31,12 @@ def main(argv: list[str]) -> dict[str, object]:
     flags.DEFINE_string(
         "workdir", None, "Folder for the cut model, its plan, scores and report.", flag_values=values
     )
-    extra = command.parse_flags(values, rest, required=["config", "checkpoint", "workdir"])
+    extra = command.parse_flags(
+        values,
+        rest,
+        required=["config", "checkpoint", "workdir"],
+        more_help=lambda: config.keys_help(config.Compression, recipe),
+    )
     complete = bool(recipe and values["checkpoint"].value and values["workdir"].value)
     command.require_usage(extra, complete, "--checkpoint, --config and --workdir are needed")
     settings = config.compression(str(recipe), overrides)

@@ -6,6 +6,7 @@ recipe (configs/*.py) → overrides (--config.key=value) → dataclass → text 
 from trainer.config.compression import Budget, Calibration, Compression, Shape
 from trainer.config.experiment import Experiment, MeshShape
 from trainer.config.fields import ConfigError, config_hash, from_text, resolved_text
+from trainer.config.keys import keys_help
 from trainer.config.load import compression, experiment, split_config_args
 from trainer.config.recipe import load_recipe
 from trainer.config.resume import MAY_CHANGE_ON_RESUME, refuse_changes
@@ -23,6 +24,7 @@ __all__ = [
     "config_hash",
     "experiment",
     "from_text",
+    "keys_help",
     "load_recipe",
     "refuse_changes",
     "resolved_text",

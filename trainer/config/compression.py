@@ -1,6 +1,7 @@
 """The configuration of a compression: what may remain of the teacher, and how it is cut and repaired."""
 
 import dataclasses
+from typing import Annotated
 
 from trainer.config.fields import Problems
 
@@ -11,25 +12,28 @@ SCORES = ("fisher", "taylor")
 class Budget:
     """At most so much may remain: a value in (0, 1] is a fraction of the teacher's, a whole one above 1 absolute, 0 no limit."""
 
-    params: float
-    macs: float
+    params: Annotated[
+        float,
+        "largest number of parameters: a fraction of the teacher's in (0, 1], a count above 1, 0 no limit",
+    ]
+    macs: Annotated[float, "multiply-accumulates, likewise"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
     """What must remain: blocks, heads in each, neurons in each; 0 keeps the teacher's."""
 
-    num_layers: int
-    num_heads: int
-    mlp_dim: int
+    num_layers: Annotated[int, "blocks that remain; 0 keeps the teacher's"]
+    num_heads: Annotated[int, "heads in each block; 0 keeps the teacher's"]
+    mlp_dim: Annotated[int, "neurons in each block; 0 keeps the teacher's"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
     """How many training images scores and repair are computed from, and how many of them at a time."""
 
-    examples: int
-    batch: int
+    examples: Annotated[int, "training images, used without labels"]
+    batch: Annotated[int, "images at a time"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,16 +44,16 @@ class Compression:
       ConfigError: on construction, naming everything that is wrong.
     """
 
-    seed: int
-    dataset: str
-    data_dir: str  # empty: where the data set is known to be
+    seed: Annotated[int, "of the choice of calibration images, and of what is drawn for scores"]
+    dataset: Annotated[str, "name of the data set that calibrates and judges"]
+    data_dir: Annotated[str, "folder of the data set's files; empty: where it is known to be"]
     budget: Budget
     shape: Shape
-    score: str
+    score: Annotated[str, "fisher or taylor: how units are ranked"]
     calibration: Calibration
-    ridge: float  # damping of least squares, as a fraction of the mean variance
-    round_mlp: int  # neurons are cut to a multiple of this
-    round_head_dim: int  # dims per head are cut to a multiple of this
+    ridge: Annotated[float, "damping of least squares, as a fraction of the mean variance"]
+    round_mlp: Annotated[int, "neurons are cut to a multiple of this"]
+    round_head_dim: Annotated[int, "dims per head are cut to a multiple of this"]
 
     def __post_init__(self) -> None:
         found = Problems()
@@ -71,7 +75,8 @@ class Compression:
             )
         found.check_at_least(0, **sizes)
         stated = [name for name, value in limits.items() if value] + ["shape.*"] * any(sizes.values())
-        listed = " and ".join(stated) or "none"
+        zeros = ", ".join(f"{name}=0" for name in (*limits, *sizes))
+        listed = " and ".join(stated) or f"none ({zeros}: no limit, and what the teacher has)"
         found.check(
             len(stated) == 1, f"exactly one of {', '.join(limits)} or shape.* must be set, not {listed}"
         )

@@ -1,6 +1,7 @@
 """The configuration of a training run, with the field's own names."""
 
 import dataclasses
+from typing import Annotated
 
 from trainer.config.fields import Problems
 
@@ -11,9 +12,9 @@ AUGMENTATIONS = ("none", "shift", "shift_flip")
 class MeshShape:
     """Sizes of the mesh axes; data=-1 takes the devices that the others leave."""
 
-    data: int
-    fsdp: int
-    model: int
+    data: Annotated[int, "batch axis; -1 takes the devices that the others leave"]
+    fsdp: Annotated[int, "axis over which parameters and batch are cut"]
+    model: Annotated[int, "axis over which heads and neurons are cut"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,32 +25,36 @@ class Experiment:
       ConfigError: on construction, naming everything that is wrong.
     """
 
-    seed: int
-    dataset: str
-    data_dir: str  # empty: where the data set is known to be
-    image_size: int  # pixels, square
-    aug: str
-    model: str  # a variant's name; also that of the pretrained file, but checkpoints know their own
-    pretrained: str  # first weights: a checkpoint, or a published .npz or .safetensors (path or URL)
-    shape_of: str  # path of a checkpoint: its shape, with fresh weights
-    teacher_weights: str  # path of the teacher's checkpoint
-    distill_weight: float  # alpha in alpha·T²·KL + (1 - alpha)·CE
-    distill_temperature: float  # T
-    batch: int  # global, over all processes
-    batch_eval: int
-    total_steps: int
-    warmup_steps: int
-    base_lr: float
-    wd: float  # decoupled weight decay, multiplied by the learning rate as optax.adamw does
-    do: float  # dropout rate
-    sd: float  # stochastic depth rate of the last block
-    label_smoothing: float
-    grad_norm_clip: float
-    eval_every: int  # steps, like all *_every
-    checkpoint_every: int
-    keep_last: int  # checkpoints
-    log_every: int
-    workers: int  # Grain worker processes; 0 reads in this one
+    seed: Annotated[int, "of weights, shuffling, augmentation and dropout"]
+    dataset: Annotated[str, "name of the data set"]
+    data_dir: Annotated[str, "folder of the data set's files; empty: where it is known to be"]
+    image_size: Annotated[int, "side in pixels of the square images"]
+    aug: Annotated[str, "augmentation: none, shift or shift_flip"]
+    model: Annotated[
+        str, "a variant's name; also that of the pretrained file, but checkpoints know their own"
+    ]
+    pretrained: Annotated[
+        str, "first weights: a checkpoint, or a published .npz or .safetensors (path or URL)"
+    ]
+    shape_of: Annotated[str, "path of a checkpoint: its shape, with fresh weights"]
+    teacher_weights: Annotated[str, "path of the teacher's checkpoint"]
+    distill_weight: Annotated[float, "alpha in alpha·T²·KL + (1 - alpha)·CE"]
+    distill_temperature: Annotated[float, "T of distill_weight"]
+    batch: Annotated[int, "images of one step, over all processes"]
+    batch_eval: Annotated[int, "images per batch of the evaluation"]
+    total_steps: Annotated[int, "when training ends"]
+    warmup_steps: Annotated[int, "of the learning rate, from 0 to base_lr"]
+    base_lr: Annotated[float, "largest learning rate; a cosine to 0 follows"]
+    wd: Annotated[float, "decoupled weight decay, multiplied by the learning rate as optax.adamw does"]
+    do: Annotated[float, "dropout rate"]
+    sd: Annotated[float, "stochastic depth rate of the last block"]
+    label_smoothing: Annotated[float, "share of each label that goes to all classes"]
+    grad_norm_clip: Annotated[float, "largest norm of the gradients"]
+    eval_every: Annotated[int, "steps from one evaluation to the next"]
+    checkpoint_every: Annotated[int, "steps from one checkpoint to the next"]
+    keep_last: Annotated[int, "newest checkpoints that are kept"]
+    log_every: Annotated[int, "steps from one line of metrics.jsonl to the next"]
+    workers: Annotated[int, "Grain worker processes; 0 reads in this one"]
     mesh: MeshShape
 
     def __post_init__(self) -> None:

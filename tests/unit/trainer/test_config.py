@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -244,6 +245,7 @@ def test_a_goal_on_the_command_line_replaces_that_of_the_recipe() -> None:
         ({"budget.params": "0.3", "budget.macs": "0.3"}, "not budget.params and budget.macs"),
         ({"budget.params": "0.3", "shape.mlp_dim": "8"}, r"not budget.params and shape\.\*"),
         ({"budget.params": "0"}, "must be set, not none"),
+        ({"shape.num_layers": "0"}, "shape.num_layers=0, shape.num_heads=0"),
         (
             {"budget.params": "1.5"},
             r"budget.params=1.5 must be a fraction in \(0, 1\], a whole number above 1",
@@ -313,3 +315,19 @@ def test_keys_that_may_change_do_and_no_other_key_does(teacher: Experiment) -> N
 
 def test_every_augmentation_of_the_configuration_exists() -> None:
     assert tuple(_POLICIES) == AUGMENTATIONS
+
+
+def test_help_lists_every_key_with_its_meaning_and_its_value_in_the_recipe() -> None:
+    text = config.keys_help(config.Experiment, "configs/digits.py:teacher")
+    assert "  --config.batch=64: images of one step, over all processes" in text.splitlines()
+    assert (
+        "  --config.mesh.data=-1: batch axis; -1 takes the devices that the others leave" in text.splitlines()
+    )
+
+
+@pytest.mark.parametrize("kind", [config.Experiment, config.Compression])
+def test_every_key_has_a_meaning(kind: type) -> None:
+    first, *lines = config.keys_help(kind, None).splitlines()
+    assert first.endswith("add --config=FILE.py to see them:")
+    assert all(re.fullmatch(r"  --config\.[a-z_.]+: .+", line) for line in lines)
+    assert len(lines) > 10
