@@ -12,7 +12,7 @@ import numpy as np
 
 from protos import bundle_pb2
 from serving.batching.padding import buckets_within
-from serving.bundle import Bundle, BundleError, read_bundle
+from serving.bundle import MANIFEST, Bundle, BundleError, read_bundle
 from serving.command import UserError
 from serving.errors import ModelNotFound
 from serving.runtime.base import Array, Runtime
@@ -97,6 +97,7 @@ class Repository:
         if not self._entries:
             raise UserError(
                 f"model repository {self._root} holds no bundle (NAME/VERSION with a version of 1, 2, 3 ...)"
+                + _folder_above(self._root)
             )
         if not self._models:
             raise UserError(
@@ -174,6 +175,15 @@ def _versions(root: Path) -> list[Path]:
         path for path in folders if not path.name.startswith("0") and not path.parent.name.startswith(".")
     ]
     return sorted(found, key=lambda path: (path.parent.name, int(path.name)))
+
+
+def _folder_above(root: Path) -> str:
+    """The advice for a folder that is one model, or one version of it, instead of the repository of both."""
+    if (root / MANIFEST).is_file():
+        return f"; it is a bundle itself: give the folder two above, {root.parent.parent}"
+    if any(child.name.isdecimal() and (child / MANIFEST).is_file() for child in root.iterdir()):
+        return f"; it is a model itself: give the folder above, {root.parent}"
+    return ""
 
 
 def _answer(model: LoadedModel, inputs: Array) -> Array:

@@ -4,6 +4,7 @@ One `VisionClient` holds one connection and may be used from many threads. It re
 """
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,10 @@ class VisionClient:
             )
         encoded = [image if isinstance(image, bytes) else _read(Path(image)) for image in images]
         request = vision_pb2.ClassifyRequest(model=model, version=version, images=encoded, top_k=top_k)
-        response = self._call(self._vision.Classify, request, timeout_s)
+        try:
+            response = self._call(self._vision.Classify, request, timeout_s)
+        except errors.Invalid as error:
+            raise errors.Invalid(_with_path(str(error), images)) from error
         return [
             [Label(label.index, label.name, label.probability) for label in result.labels]
             for result in response.results
@@ -150,6 +154,15 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise errors.Invalid(f"cannot read the image {path}: {error.strerror}") from error
+
+
+def _with_path(message: str, images: Sequence[Image]) -> str:
+    """What the server says of `images[N]`, with the path that was given in place of the number."""
+    found = re.match(r"images\[(\d+)\]: ", message)
+    if found is None or int(found[1]) >= len(images):
+        return message
+    image = images[int(found[1])]
+    return message if isinstance(image, bytes) else f"{Path(image)}: {message[found.end() :]}"
 
 
 def _tensors(

@@ -7,12 +7,14 @@ ones under way finish, and only then does the listener close.
 
 import asyncio
 import contextlib
+import errno
 import logging
 import math
 import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -112,8 +114,9 @@ class Server:
         """A server that answers calls when this returns.
 
         Raises:
-          UserError: when there is nothing to serve, or the port is taken.
+          UserError: when there is nothing to serve, the port is taken, or the host is none of this machine.
         """
+        _check_address(options.host, options.port)  # before models are loaded, which takes long
         repository = Repository(
             options.model_repository,
             open_runtime,
@@ -189,24 +192,53 @@ def _message_limit_bytes(options: ServerOptions, models: Models) -> int:
 
 
 def _listen(grpc_server: grpc.aio.Server, host: str, port: int) -> int:
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    address = _shown(host, port)
     try:
         bound = grpc_server.add_insecure_port(address)
     except RuntimeError:
         bound = 0
     if not bound:
-        raise UserError(
-            f"cannot listen on {address}: {_why_not(host, port)}; choose another --port, or 0 for a free one"
-        )
+        _check_address(host, port)  # somebody else was quicker
+        raise UserError(f"cannot listen on {address}; choose another --port, or 0 for a free one")
     return int(bound)
 
 
-def _why_not(host: str, port: int) -> str:
-    """What the operating system says to the same wish; gRPC keeps it to itself."""
+def _shown(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _check_address(host: str, port: int) -> None:
+    """Asks the operating system for the address, which says why not; gRPC keeps that to itself or writes lines of its own.
+
+    Raises:
+      UserError: when no address of the host can be listened on, with what to change.
+    """
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"--host={host} cannot be resolved ({reason}); {_HOSTS}") from error
+    failures = [
+        failure for family, kind, _, _, address in found if (failure := _failure(family, kind, address))
+    ]
+    if len(failures) < len(found):
+        return
+    failure = failures[0]
+    problem = f"cannot listen on {_shown(host, port)}: {failure.strerror}"
+    if failure.errno == errno.EADDRNOTAVAIL:
+        raise UserError(f"{problem}: --host={host} is no address of this machine; {_HOSTS}")
+    raise UserError(f"{problem}; choose another --port, or 0 for a free one")
+
+
+_HOSTS = "give an address of this machine, as 127.0.0.1, or 0.0.0.0 for all of them"
+
+
+def _failure(family: int, kind: int, address: Any) -> OSError | None:
+    try:
         with socket.socket(family, kind) as probe:
+            # As gRPC does, so that a port whose last server has just ended is free; one that listens is not.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        return error.strerror or str(error)
-    return "the address cannot be used"
+        return error
+    return None

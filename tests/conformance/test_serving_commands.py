@@ -56,6 +56,20 @@ def test_a_taken_port_is_refused_although_its_owner_is_a_server_like_us(
         "serving.main", f"--model_repository={repository}", "--host=127.0.0.1", f"--port={port}"
     )
     assert_refused(ended, f"127.0.0.1:{port}", "Address already in use", "--port")
+    assert ended.errors.count("\n") == 1  # no line of gRPC's own
+
+
+@pytest.mark.parametrize(
+    ("host", "says"),
+    [("no.such.host.invalid", "cannot be resolved"), ("192.0.2.1", "is no address of this machine")],
+)
+def test_a_host_that_is_not_here_is_refused_and_no_port_is_blamed(
+    host: str, says: str, repository: Path
+) -> None:
+    ended = servers.run("serving.main", f"--model_repository={repository}", f"--host={host}", "--port=0")
+    assert_refused(ended, f"--host={host} ", says, "give an address of this machine, as 127.0.0.1")
+    assert "--port" not in ended.errors
+    assert ended.errors.count("\n") == 1
 
 
 def test_a_repository_that_is_missing_or_empty_is_refused(tmp_path: Path) -> None:
@@ -124,10 +138,12 @@ def test_the_client_command_names_what_it_cannot_do(server: servers.ServerProces
     text = tmp_path / "notes.txt"
     text.write_text("no picture")
     here, model = f"--server={server.target}", "--model=tiny"
-    assert_refused(servers.run("serving.client", here, str(image)), "--model is missing")
+    assert_refused(
+        servers.run("serving.client", here, str(image)), "--model is missing", "as in --model=student"
+    )
     assert_refused(servers.run("serving.client", here, model), "no image given")
     assert_refused(servers.run("serving.client", here, model, "gone.png"), "gone.png", "No such file")
-    assert_refused(servers.run("serving.client", here, model, str(text)), "images[0]")
+    assert_refused(servers.run("serving.client", here, model, str(image), str(text)), f"error: {text}: ")
     assert_refused(servers.run("serving.client", here, "--model=huge", str(image)), "huge", "fragile, tiny")
     lost = servers.run("serving.client", "--server=127.0.0.1:1", model, str(image))
     assert_refused(lost, "no answer from 127.0.0.1:1")

@@ -1,6 +1,7 @@
 """The repository: what it takes for a bundle, what it must have proven before it is ready, and how models are found."""
 
 import logging
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -462,3 +463,10 @@ def test_the_runtime_is_opened_with_the_threads_it_was_told(tmp_path: Path, add:
 
 def test_the_repository_knows_neither_grpc_nor_an_engine() -> None:
     assert {"grpc", "onnxruntime"}.isdisjoint(vars(module))
+
+
+def test_a_folder_too_deep_is_refused_with_the_one_to_give(tmp_path: Path, add: Any) -> None:
+    add("a/1")
+    for inside, above in (("a", "the folder above"), ("a/1", "the folder two above")):
+        with pytest.raises(UserError, match=f"itself: give {above}, {re.escape(str(tmp_path))}$"):
+            loaded(tmp_path / inside)
