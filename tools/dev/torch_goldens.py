@@ -5,7 +5,7 @@ the repository:
 
     python3.11 -m venv DIR
     DIR/bin/pip install torch==2.15.0 torchvision==0.29.2 timm==1.0.31 transformers==5.24.0
-    DIR/bin/python -m tools.dev.torch_goldens            all of them: 20 minutes on two cores, 12 GB of memory for ViT-H_14
+    DIR/bin/python -m tools.dev.torch_goldens            all of them: 20 minutes on two cores, 6 GB of memory for ViT-H_14
     DIR/bin/python -m tools.dev.torch_goldens timm-ViT-Ti_16 timm-DeiT-Ti_16
 
 Nothing is downloaded. Weights are made from the names that a published file of the model would have, written in the format of that
