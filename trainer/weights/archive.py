@@ -67,8 +67,10 @@ def open_archive(path: Path, source: str) -> Iterator[Archive]:
     with path.open("rb") as file:
         start = file.read(9)
     if start[:4] == b"PK\x03\x04":
-        with _damage_of(source, "npz"), zipfile.ZipFile(path) as members:
-            yield _Npz(members, source)
+        with contextlib.ExitStack() as stack:
+            with _damage_of(source, "npz"):
+                archive = _Npz(stack.enter_context(zipfile.ZipFile(path)), source)
+            yield archive
     elif len(start) == 9 and start[8:] == b"{" and struct.unpack("<Q", start[:8])[0] < 2**32:
         yield _open_safetensors(path, source)
     else:

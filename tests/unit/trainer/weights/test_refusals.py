@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from serving.command import UserError
 from tests.support import published_files as files
+from trainer.weights.archive import open_archive
 from trainer.weights.load import load_weights
 
 BLOCK = "Transformer/encoderblock_1"
@@ -139,6 +140,28 @@ def test_one_changed_byte_of_an_npz_is_damage(tmp_path: Path) -> None:
     content[content.index(files.vit_npz()["embedding/kernel"].tobytes()) + 100] ^= 1
     path.write_bytes(content)
     assert "is a damaged npz: Bad CRC-32" in refusal(path)
+
+
+def test_a_member_longer_than_its_header_says_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "weights.npz"
+    file = files.vit_npz()
+    np.savez(path, **{name: array for name, array in file.items() if name != "cls"})  # type: ignore[arg-type]
+    np.save(tmp_path / "cls.npy", file["cls"])
+    with zipfile.ZipFile(path, "a") as members:
+        members.writestr("cls.npy", (tmp_path / "cls.npy").read_bytes() + b"more")
+    assert "array cls is longer than its header says" in refusal(path)
+
+
+def test_a_zip_of_other_things_is_damaged(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as members:
+        members.writestr("readme.txt", "no arrays here")
+    assert "is a damaged npz" in refusal(tmp_path / "a.zip")
+
+
+def test_a_mistake_of_ours_is_not_called_damage(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **files.vit_npz())  # type: ignore[arg-type]
+    with pytest.raises(KeyError), open_archive(tmp_path / "a.npz", "a.npz"):
+        raise KeyError("ours")
 
 
 def test_a_truncated_safetensors_file_is_damaged(tmp_path: Path) -> None:
