@@ -5,7 +5,7 @@
         --config.pretrained=runs/pruned --config.teacher_weights=runs/teacher
     python -m trainer.main --config=configs/digits.py:scratch --workdir=runs/scratch --config.shape_of=runs/pruned
 
-Two cores of an AMD EPYC: teacher 45 s, student 23 s, scratch 18 s. Test top-1: teacher 98.3, student 98.6, scratch 93.6 %.
+Two cores of an AMD EPYC: teacher 41 s, student 21 s, scratch 14 s. Test top-1: teacher 98.3, student 98.6, scratch 93.6 %.
 """
 
 import ml_collections
