@@ -1,5 +1,7 @@
 """The quickstart's own bookkeeping: what is done stays done, what was interrupted is made again, strangers' folders are safe."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -111,3 +113,15 @@ def test_the_steps_compile_into_one_folder_and_a_users_own_stays(
     assert told("unset") == "shared"
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "mine")
     assert told("set") == "mine"
+
+
+def test_the_end_names_what_was_made_and_commands_that_go_on_from_it(tmp_path: Path) -> None:
+    text = quickstart._what_next(tmp_path, "digits", "")
+    assert f"Report: {tmp_path}/report.md, its plots beside it" in text
+    serve, image, ask = (line.strip() for line in text.splitlines() if line.startswith("    "))
+    assert serve == f"python -m serving.main --model_repository={tmp_path}/models --port=8001"
+    made = subprocess.run(
+        image.replace("python", sys.executable, 1), shell=True, capture_output=True, text=True
+    )
+    assert made.returncode == 0, made.stderr
+    assert Path(ask.split()[-1]).read_bytes().startswith(b"\x89PNG")
