@@ -49,7 +49,8 @@ def greedy(
             for smaller, loss in _moves(
                 layer, teacher.blocks[layer.source], scores[str(layer.source)], rounding
             ):
-                trial = Plan((*plan.layers[:position], smaller, *plan.layers[position + 1 :]))
+                layers_left = (*plan.layers[:position], smaller, *plan.layers[position + 1 :])
+                trial = dataclasses.replace(plan, layers=layers_left)
                 saved = spent - cost(trial.shape_of(teacher))
                 if saved > 0:
                     choices.append((loss / saved, position, trial))
@@ -108,9 +109,8 @@ def uniform(
 ) -> Plan | None:
     """Keeps all heads and one fraction of neurons and dims everywhere: the largest that is within `budget`, or None."""
     for percent in range(100, 0, -1):
-        plan = Plan(
-            tuple(_shrunk(layer, teacher, scores, percent / 100, rounding) for layer in layers.layers)
-        )
+        shrunk = tuple(_shrunk(layer, teacher, scores, percent / 100, rounding) for layer in layers.layers)
+        plan = dataclasses.replace(layers, layers=shrunk)
         if cost(plan.shape_of(teacher)) <= budget:
             return plan
     return None

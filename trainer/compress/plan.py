@@ -1,6 +1,6 @@
-"""A cutting plan: which layers, heads and neurons of the teacher stay, and how many dims each head keeps. Pure data.
+"""A cutting plan: which layers, heads and neurons of the teacher stay, how many dims each head keeps, and how wide the stream is.
 
-A plan is made from scores (`allocate`), carried out by `repair`, and written beside the result as JSON.
+Pure data. A plan is made from scores (`allocate`), carried out by `repair`, and written beside the result as JSON.
 """
 
 import dataclasses
@@ -28,17 +28,33 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The layers that stay, from the input up."""
+    """The layers that stay, from the input up, and the channels of the residual stream (0: as many as the teacher's)."""
 
     layers: tuple[Layer, ...]
+    width: int = 0
 
     def shape_of(self, teacher: ViT) -> ViT:
         """The description of the cut model."""
-        return dataclasses.replace(teacher, blocks=tuple(layer.block for layer in self.layers))
+        blocks = tuple(layer.block for layer in self.layers)
+        return dataclasses.replace(narrowed(teacher, self.width or teacher.width), blocks=blocks)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return dataclasses.asdict(self)
+
+
+def from_json(values: dict[str, Any]) -> Plan:
+    """The inverse of `Plan.to_json`."""
+    layers = [
+        Layer(**{**layer, "heads": tuple(layer["heads"]), "neurons": tuple(layer["neurons"])})
+        for layer in values["layers"]
+    ]
+    return Plan(tuple(layers), values["width"])
+
+
+def narrowed(teacher: ViT, width: int) -> ViT:
+    """The teacher with a stream of `width` channels. LayerNorm's ε grows by as much as the mean square of a rotated token does."""
+    return dataclasses.replace(teacher, width=width, norm_eps=teacher.norm_eps * (teacher.width / width))
 
 
 def identity(teacher: ViT) -> Plan:
@@ -55,4 +71,5 @@ def keep_all(source: int, block: Block) -> Layer:
 
 def without_layers(plan: Plan, sources: set[int]) -> Plan:
     """`plan` without the blocks that came from `sources`."""
-    return Plan(tuple(layer for layer in plan.layers if layer.source not in sources))
+    kept = tuple(layer for layer in plan.layers if layer.source not in sources)
+    return dataclasses.replace(plan, layers=kept)

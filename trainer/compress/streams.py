@@ -43,6 +43,12 @@ def mlp_branch(model: ViT, block: Block) -> Branch:
     return _compiled_mlp(dataclasses.replace(model, blocks=()), block)
 
 
+@jax.jit
+def normed(norm: Params, eps: float, stream: Any) -> jax.Array:
+    """LayerNorm (…, D) of a stream (…, D), by a norm's scale and bias."""
+    return jax.nn.standardize(stream, axis=-1, epsilon=eps) * norm["scale"] + norm["bias"]
+
+
 def batches(count: int, size: int) -> Iterator[slice]:
     """Slices that cover `count` rows, at most `size` at a time."""
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
