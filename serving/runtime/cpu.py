@@ -1,6 +1,8 @@
 """What this CPU can do, and whether a model file needs more: asked by the server when it loads, by the exporter beforehand."""
 
+import hashlib
 import logging
+import platform
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,9 +43,20 @@ def require_cpu(required: Sequence[str], what: str, instead: str) -> None:
         )
 
 
+def identity() -> dict[str, str]:
+    """This CPU's model, and a hash of what it can do: timings hold for such CPUs only."""
+    features = hashlib.sha256(" ".join(sorted(_features())).encode()).hexdigest()[:16]
+    return {"cpu": _line("model name") or platform.processor() or platform.machine(), "features": features}
+
+
 def _features() -> set[str]:
     """What Linux says that this CPU can do; nothing elsewhere."""
+    return set((_line("flags") or _line("Features")).split())
+
+
+def _line(name: str) -> str:
+    """What Linux says of the first core under `name`; nothing elsewhere."""
     if not _CPU_INFO.is_file():
-        return set()
-    lines = _CPU_INFO.read_text().splitlines()
-    return set(next((line for line in lines if line.startswith(("flags", "Features"))), "").split())
+        return ""
+    pairs = (line.partition(":") for line in _CPU_INFO.read_text().splitlines())
+    return next((value.strip() for label, _, value in pairs if label.strip() == name), "")

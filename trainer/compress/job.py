@@ -12,7 +12,7 @@ from serving import preprocess
 from serving.command import UserError
 from trainer import checkpoint, description
 from trainer.checkpoint import Loaded
-from trainer.compress import allocate, report, search
+from trainer.compress import allocate, goals, report, search
 from trainer.compress import scores as scoring
 from trainer.compress.allocate import Cost, Rounding
 from trainer.compress.moments import Array
@@ -48,9 +48,9 @@ def compress(config: Compression, teacher_path: Path, workdir: Path) -> dict[str
     model = description.require_vit(loaded.description, "compression")
     teacher = Teacher(model, loaded.params, images, how)
     rounding = Rounding(config.round_mlp, config.round_head_dim)
-    _check_goal(config, teacher.model, rounding)  # before what takes long
+    goal = _check_goal(config, teacher.model, rounding)  # before what takes long
     scores = _scores(config, teacher)
-    plan, candidates = _choose(config, teacher, scores, rounding)
+    plan, candidates, met = _choose(config, teacher, scores, rounding, goal)
     params, remarks = cut(teacher.model, teacher.params, plan, images, how)
     sliced, _ = cut(teacher.model, teacher.params, plan, images, dataclasses.replace(how, fit=False))
 
@@ -66,6 +66,7 @@ def compress(config: Compression, teacher_path: Path, workdir: Path) -> dict[str
         "next_example": 0,
         "teacher_hash": loaded.meta["weights_hash"],
         "calibration_hash": calibration_hash,
+        **({"budget": met} if met else {}),
     }
     card = checkpoint.Card(shape, loaded.preprocess, loaded.labels, meta)
     accuracies = {
@@ -77,6 +78,7 @@ def compress(config: Compression, teacher_path: Path, workdir: Path) -> dict[str
         )
     }
     result = _result(config, teacher.model, shape, accuracies, remarks, time.monotonic() - began_s)
+    result |= {"budget": met} if met else {}
     _write(workdir, plan, scores, report.markdown(result, plan, teacher.model, candidates))
     checkpoint.save_model(workdir, card, params)  # last: a workdir with a checkpoint is a finished one
     return {**result, "workdir": str(workdir)}
@@ -102,8 +104,8 @@ def _scores(config: Compression, teacher: Teacher) -> Scores:
     )
 
 
-def _check_goal(config: Compression, teacher: description.ViT, rounding: Rounding) -> None:
-    """Refuses a budget or a shape that no cut of the teacher has."""
+def _check_goal(config: Compression, teacher: description.ViT, rounding: Rounding) -> goals.Goal | None:
+    """Refuses a budget or a shape that no cut of the teacher has; a budget that must be measured becomes a goal."""
     cost, budget = _budget(config, teacher)
     if budget:
         search.check_budget(teacher, cost, budget, rounding)
@@ -113,21 +115,32 @@ def _check_goal(config: Compression, teacher: description.ViT, rounding: Roundin
         asked = getattr(config.shape, name)
         if asked > has:
             raise UserError(f"shape.{name}={asked} is above the teacher's {has}; cutting only makes smaller")
+    return goals.of(config.budget, teacher, rounding)
 
 
 def _choose(
-    config: Compression, teacher: Teacher, scores: Scores, rounding: Rounding
-) -> tuple[Plan, list[Candidate]]:
+    config: Compression, teacher: Teacher, scores: Scores, rounding: Rounding, goal: goals.Goal | None
+) -> tuple[Plan, list[Candidate], dict[str, object]]:
+    """The plan, the candidates that were tried last, and how a measured budget was met."""
     judge = Judge(teacher)
+    if goal:
+        order = search.missed_least(teacher, judge)
+        spend = goal.spend
+        found, met = goals.reach(
+            goal,
+            teacher.model,
+            lambda limit: search.to_budget(teacher, scores, spend, limit, rounding, judge, order),
+        )
+        return found[0].plan, found, met
     cost, budget = _budget(config, teacher.model)
     if budget:
         order = search.missed_least(teacher, judge)
         candidates = search.to_budget(teacher, scores, cost, budget, rounding, judge, order)
-        return candidates[0].plan, candidates
+        return candidates[0].plan, candidates, {}
     shape, has = config.shape, len(teacher.model.blocks)
     removed = has - shape.num_layers if shape.num_layers else 0
     dropped = set(search.missed_least(teacher, judge)[:removed]) if removed else set()
-    return allocate.stated(teacher.model, scores, dropped, shape.num_heads, shape.mlp_dim), []
+    return allocate.stated(teacher.model, scores, dropped, shape.num_heads, shape.mlp_dim), [], {}
 
 
 def _budget(config: Compression, teacher: description.ViT) -> tuple[Cost, int]:

@@ -45,12 +45,22 @@ def markdown(result: dict[str, Any], plan: Plan, teacher: ViT, candidates: list[
         + "\n",
         f"Layers removed: {', '.join(map(str, gone)) or 'none'}.\n",
     ]
+    if "budget" in result:
+        parts.append(_budget(result["budget"]))
     if tried:
         parts.append(
             "| candidate | cost | KL to the teacher, nats |\n| --- | --- | --- |\n" + "\n".join(tried) + "\n"
         )
     parts += [f"Remark: {remark}.\n" for remark in result["remarks"]]
     return "\n".join(parts)
+
+
+def _budget(met: dict[str, Any]) -> str:
+    return (
+        "| budget | asked | predicted | measured | spread | searches | on |\n| --- | --- | --- | --- | --- | --- | --- |\n"
+        f"| {met['name']} | {met['asked']:g} | {met['predicted']:.4g} | {met['measured']:.4g} | {met['spread']:.1%} "
+        f"| {met['searches']} | {met['where']} |\n"
+    )
 
 
 def _row(source: int, teacher: ViT, block: Any) -> str:

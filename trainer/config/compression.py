@@ -6,17 +6,26 @@ from typing import Annotated
 from trainer.config.fields import Problems
 
 SCORES = ("fisher", "taylor")
+PRECISIONS = ("fp32", "int8")
+SIZES = ("params", "macs")  # limits that may be fractions
+LIMITS = (*SIZES, "mib", "latency_p50_ms", "latency_p99_ms")  # of a budget; its other fields say how
 
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """At most so much may remain: a value in (0, 1] is a fraction of the teacher's, a whole one above 1 absolute, 0 no limit."""
+    """One limit (0: none), and under what it holds. Parameters and MACs in (0, 1] are fractions of the teacher's."""
 
     params: Annotated[
         float,
         "largest number of parameters: a fraction of the teacher's in (0, 1], a count above 1, 0 no limit",
     ]
     macs: Annotated[float, "multiply-accumulates, likewise"]
+    mib: Annotated[float, "largest exported file, MiB"]
+    latency_p50_ms: Annotated[float, "greatest median time of a call on the serving runtime, ms"]
+    latency_p99_ms: Annotated[float, "greatest 99th percentile of it, ms"]
+    batch: Annotated[int, "images in the call whose latency is limited"]
+    threads: Annotated[int, "threads of that call; 0: all cores"]
+    precision: Annotated[str, "fp32 or int8: of the file that is limited"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,13 +75,25 @@ class Compression:
         found.refuse()
 
     def _check_goal(self, found: Problems) -> None:
-        limits = {f"budget.{name}": value for name, value in dataclasses.asdict(self.budget).items()}
+        limits = {f"budget.{name}": getattr(self.budget, name) for name in LIMITS}
         sizes = {f"shape.{name}": value for name, value in dataclasses.asdict(self.shape).items()}
-        for name, value in limits.items():
+        for name in SIZES:
+            value = getattr(self.budget, name)
             fine = 0 <= value <= 1 or (value > 1 and value.is_integer())
             found.check(
-                fine, f"{name}={value} must be a fraction in (0, 1], a whole number above 1, or 0: no limit"
+                fine,
+                f"budget.{name}={value} must be a fraction in (0, 1], a whole number above 1, or 0: no limit",
             )
+        found.check_at_least(
+            0,
+            **{name: value for name, value in limits.items() if name.endswith(("mib", "_ms"))},
+            **{"budget.threads": self.budget.threads},
+        )
+        found.check_at_least(1, **{"budget.batch": self.budget.batch})
+        found.check(
+            self.budget.precision in PRECISIONS,
+            f"budget.precision={self.budget.precision!r} must be one of {', '.join(PRECISIONS)}",
+        )
         found.check_at_least(0, **sizes)
         stated = [name for name, value in limits.items() if value] + ["shape.*"] * any(sizes.values())
         zeros = ", ".join(f"{name}=0" for name in (*limits, *sizes))

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, get_type_hints
 import ml_collections
 
 from serving.command import UserError
-from trainer.config.compression import Compression
+from trainer.config.compression import LIMITS, Compression
 from trainer.config.experiment import Experiment
 from trainer.config.fields import ConfigError
 from trainer.config.recipe import load_recipe
@@ -123,11 +123,11 @@ def _widen(kind: type, values: ml_collections.ConfigDict) -> None:
 
 def _replace_goal(values: ml_collections.ConfigDict, overrides: Overrides) -> None:
     """A goal on the command line stands in place of the recipe's, instead of beside it."""
-    goals = ("budget", "shape")
-    if any(key.partition(".")[0] in goals for key, _ in overrides):
+    goals = [*(f"budget.{name}" for name in LIMITS), *(f"shape.{name}" for name in values.shape)]
+    if any(key in goals for key, _ in overrides):
         for goal in goals:
-            for name, value in values[goal].items():
-                values[goal][name] = type(value)(0)
+            group, name = goal.split(".")
+            values[group][name] = type(values[group][name])(0)
 
 
 def _apply(values: ml_collections.ConfigDict, overrides: Overrides) -> list[str]:

@@ -245,6 +245,11 @@ def test_a_goal_on_the_command_line_replaces_that_of_the_recipe() -> None:
         ({"budget.params": "0.3", "budget.macs": "0.3"}, "not budget.params and budget.macs"),
         ({"budget.params": "0.3", "shape.mlp_dim": "8"}, r"not budget.params and shape\.\*"),
         ({"budget.params": "0"}, "must be set, not none"),
+        ({"budget.mib": "1", "budget.latency_p50_ms": "2"}, "not budget.mib and budget.latency_p50_ms"),
+        ({"budget.latency_p50_ms": "0"}, "must be set, not none"),
+        ({"budget.latency_p50_ms": "-1"}, "budget.latency_p50_ms=-1.0 must be 0 or above"),
+        ({"budget.precision": "fp8"}, "budget.precision='fp8' must be one of fp32, int8"),
+        ({"budget.batch": "0"}, "budget.batch=0 must be at least 1"),
         ({"shape.num_layers": "0"}, "shape.num_layers=0, shape.num_heads=0"),
         (
             {"budget.params": "1.5"},
@@ -262,6 +267,11 @@ def test_a_goal_on_the_command_line_replaces_that_of_the_recipe() -> None:
 def test_a_compression_that_cannot_run_is_refused(overrides: dict[str, str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         config.compression("configs/compress.py", list(overrides.items()))
+
+
+def test_saying_how_a_budget_is_measured_leaves_the_recipes_goal() -> None:
+    budget = config.compression("configs/compress.py", [("budget.threads", "1")]).budget
+    assert (budget.params, budget.threads) == (0.25, 1)
 
 
 def test_a_budget_may_be_a_whole_number_of_parameters() -> None:

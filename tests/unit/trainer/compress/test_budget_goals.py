@@ -1,0 +1,165 @@
+"""Budgets that are measured: table, correction, size and cache, with invented times. Nothing is timed here."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serving.command import UserError
+from tests.support.small_models import SMALL, UNEVEN
+from trainer.compress import goals, latency_table, profiles
+from trainer.compress.allocate import Rounding
+from trainer.compress.correction import Measured, Target, meet, through
+from trainer.compress.latency import Setting, Timing, graph_bytes, summary
+from trainer.compress.size import file_mib
+from trainer.description import Block, ViT, macs, uniform
+
+ROUNDING = Rounding(mlp=8, head_dim=4)
+SETTING = Setting(1, 1, "fp32")
+MACHINE = {"cpu": "a", "features": "b", "runtime": "c"}
+
+
+def _by_macs(models: Sequence[ViT]) -> list[Timing]:
+    """A machine that takes 1 ms a call and 1 µs a MAC."""
+    return [Timing(1 + macs(model) / 1e3, 2.0, 0.0) for model in models]
+
+
+def _noisy(models: Sequence[ViT]) -> list[Timing]:
+    factors = np.random.default_rng(0).uniform(0.5, 1.5, len(models))
+    return [Timing(one.p50_ms * factor, 2.0, 0.0) for one, factor in zip(_by_macs(models), factors)]
+
+
+@pytest.mark.parametrize(
+    "block", [Block(1, 4, 8, 24), Block(2, 7, 5, 9), Block(0, 0, 0, 16), Block(2, 8, 8, 0)]
+)
+@pytest.mark.parametrize("width", [16, 12, 5])
+def test_the_sum_over_blocks_is_exact_where_time_is_linear_in_every_size(block: Block, width: int) -> None:
+    table = latency_table.CostTable(latency_table.grid(SMALL, ROUNDING), _by_macs)
+    model = dataclasses.replace(SMALL, width=width, blocks=(block, block))
+    assert table(model) == pytest.approx(_by_macs([model])[0].p50_ms)
+
+
+def test_however_noisy_the_table_a_larger_block_never_costs_less() -> None:
+    table = latency_table.CostTable(latency_table.grid(SMALL, ROUNDING), _noisy)
+
+    def cost(width: int, *sizes: int) -> float:
+        return table(dataclasses.replace(SMALL, width=width, blocks=(Block(*sizes),)))
+
+    least = (4, 1, 4, 4, 8)
+    for axis, most in enumerate((16, 2, 8, 8, 32)):
+        costs = [cost(*least[:axis], size, *least[axis + 1 :]) for size in range(least[axis], most + 1)]
+        assert costs == sorted(costs)
+
+
+def test_a_line_goes_through_the_two_measurements_nearest_to_the_budget() -> None:
+    line = through([(0, 1), (10, 21), (20, 100)], near=11)
+    assert (line.offset, line.slope) == (1, 2)
+    assert line.sum_for(line.at(3)) == pytest.approx(3)
+    assert through([(1, 5), (2, 4)], near=3).slope > 0  # noise that falls is not believed
+
+
+def _meet(asked: float, true: float, near: float = 0.03) -> list[float]:
+    """What each search of a machine that takes sum^true was measured at."""
+    found = meet(
+        Target(asked, near, 4),
+        [(1.0, 1.0), (20.0, 20.0**true)],
+        search=lambda limit: limit,
+        total=lambda limit: limit,
+        measure=lambda limit: Measured(limit**true, 0.0),
+    )
+    return [attempt.measured.value for attempt in found]
+
+
+@pytest.mark.parametrize("asked", [2.0, 5.0, 9.0])
+@pytest.mark.parametrize("true", [0.8, 1.0, 1.3])
+def test_searches_are_corrected_until_measured_within_three_percent_and_under(
+    asked: float, true: float
+) -> None:
+    assert 0.97 * asked <= _meet(asked, true)[-1] <= asked
+
+
+def test_a_search_that_meets_the_budget_at_once_is_the_only_one() -> None:
+    assert len(_meet(12.0, 1.0)) == 1
+
+
+def test_what_is_within_the_budget_comes_before_what_is_nearer_but_above_it() -> None:
+    values = iter([10.1, 9.0, 10.2, 8.0])
+    found = meet(Target(10, 0, 4), [(0, 0), (20, 20)], float, float, lambda _: Measured(next(values), 0.0))
+    assert found[-1].measured.value == 9.0
+
+
+def test_a_timing_is_the_median_of_rounds_and_how_far_they_lie_apart() -> None:
+    rounds = np.repeat([[1.0], [2.0], [3.0]], 5, axis=1)
+    rounds[:, 0] = 99  # a run that was interrupted
+    assert summary(rounds) == Timing(2.0, 99.0, 0.5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize(
+    "model",
+    [SMALL, UNEVEN, dataclasses.replace(SMALL, width=96, blocks=uniform(3, 4, 24, 320), pooling="cls")],
+)
+def test_the_size_of_the_file_is_known_from_the_description_within_a_percent(
+    model: ViT, precision: str
+) -> None:
+    assert file_mib(model, precision) * 2**20 == pytest.approx(len(graph_bytes(model, precision)), rel=0.01)
+
+
+def test_what_was_timed_is_not_timed_again_and_what_is_new_is(tmp_path: Path) -> None:
+    asked = list[ViT]()
+
+    def timer(models: Sequence[ViT]) -> list[Timing]:
+        asked.extend(models)
+        return _by_macs(models)
+
+    kept = profiles.kept(timer, MACHINE, SETTING, tmp_path / "deep" / "cache.json")
+    assert kept([SMALL, UNEVEN, SMALL]) == _by_macs([SMALL, UNEVEN, SMALL])
+    assert asked == [SMALL, UNEVEN]
+    wider = dataclasses.replace(SMALL, width=24)
+    assert kept([UNEVEN, wider]) == _by_macs([UNEVEN, wider])
+    assert asked == [SMALL, UNEVEN, wider]
+
+
+def test_another_cpu_runtime_or_setting_has_another_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    machines = [MACHINE, *({**MACHINE, name: "other"} for name in MACHINE)]
+    settings = [SETTING, Setting(2, 1, "fp32"), Setting(1, 2, "fp32"), Setting(1, 1, "int8")]
+    paths = {profiles.cache_path(machine, setting) for machine in machines for setting in settings}
+    assert len(paths) == 16
+    assert all(path.is_relative_to(tmp_path) for path in paths)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("vitforge-latency-1", "vitforge-latency-0"), "is of format 'vitforge-latency-0'"),
+        (
+            ('"threads": 1', '"threads": 8'),
+            "is of batch=1 threads=8 precision=fp32, asked are batch=1 threads=1",
+        ),
+        (("{", "["), "is no latency profile"),
+    ],
+)
+def test_a_cache_of_something_else_is_refused(tmp_path: Path, change: tuple[str, str], said: str) -> None:
+    path = tmp_path / "cache.json"
+    profiles.kept(_by_macs, MACHINE, SETTING, path)([SMALL])
+    path.write_text(path.read_text().replace(*change))
+    with pytest.raises(UserError, match=said):
+        profiles.read(path, SETTING)
+
+
+def _goal(asked: float) -> goals.Goal:
+    target = Target(asked, 0.03, 4)
+    return goals.Goal("mib", "MiB", asked, target, 0.1, float, float, [(1, 2.0), (5, 8.0)], "here")  # type: ignore[arg-type]
+
+
+def test_an_impossible_budget_is_refused_with_the_nearest_possible_one() -> None:
+    with pytest.raises(UserError, match=r"budget.mib=1.5 is below the 2 MiB that one block needs"):
+        goals._require_possible(_goal(1.5))
+    with pytest.raises(UserError, match=r"budget.mib=8 is not below the teacher's 8 MiB"):
+        goals._require_possible(_goal(8.0))
+    goals._require_possible(_goal(2.0))

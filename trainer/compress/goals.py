@@ -1,0 +1,164 @@
+"""From a budget that must be measured (MiB, latency) to what a search spends, and what says whether it was met."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from serving.command import UserError
+from serving.runtime import cpu
+from trainer.compress import allocate, latency, profiles
+from trainer.compress.allocate import Rounding
+from trainer.compress.correction import Attempt, Measured, Target, meet
+from trainer.compress.latency import Setting, Timing, graph_bytes
+from trainer.compress.latency_table import CostTable, grid
+from trainer.compress.search import Candidate
+from trainer.compress.size import file_mib
+from trainer.config.compression import Budget
+from trainer.description import ViT, param_count
+
+_MIB = 2**20
+_NEAR, _ENOUGH = 0.03, 0.10  # what is aimed at, and what is accepted when rounds or the machine give no more
+_ROUNDS = 4
+_TINY = 10**9  # whole units of a cost in one of the budget's: picoseconds in a millisecond
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """At most `asked` of `unit`: `cost` before a model is built, `measure` afterwards; `known` was measured beforehand."""
+
+    name: str
+    unit: str
+    asked: float
+    target: Target
+    enough: float  # how far below `asked` is accepted, as a fraction of it
+    cost: Callable[[ViT], float]
+    measure: Callable[[ViT], Measured]
+    known: Sequence[tuple[float, float]]  # (cost, measured) of the least cut and of the teacher
+    where: str
+
+    def spend(self, model: ViT) -> int:
+        """The cost as the whole number that a search spends; of equally costly models the one of fewer parameters costs less."""
+        return round(self.cost(model) * _TINY) + param_count(model)
+
+
+def of(budget: Budget, teacher: ViT, rounding: Rounding) -> Goal | None:
+    """The goal of a budget that must be measured, None for another; a latency's table is measured here.
+
+    Raises:
+      UserError: when no cut of the teacher meets it, or nothing would be cut.
+    """
+    if budget.precision == "int8":
+        cpu.require_cpu(cpu.INT8, "budget.precision=int8", "take fp32")
+    ends = [_least(teacher, rounding), teacher]
+    if budget.mib:
+        goal = _size(budget, ends)
+    elif budget.latency_p50_ms or budget.latency_p99_ms:
+        goal = _latency(budget, ends, rounding)
+    else:
+        return None
+    _require_possible(goal)
+    return goal
+
+
+def _least(teacher: ViT, rounding: Rounding) -> ViT:
+    return min(allocate.smallest(teacher, rounding), key=param_count)
+
+
+def _size(budget: Budget, ends: list[ViT]) -> Goal:
+    def cost(model: ViT) -> float:
+        return file_mib(model, budget.precision)
+
+    def measure(model: ViT) -> Measured:
+        return Measured(len(graph_bytes(model, budget.precision)) / _MIB, 0.0)
+
+    known = [(cost(model), measure(model).value) for model in ends]
+    target = Target(budget.mib, 1.0, _ROUNDS)
+    return Goal(
+        "mib", "MiB", budget.mib, target, 1.0, cost, measure, known, f"exported file, {budget.precision}"
+    )
+
+
+def _latency(budget: Budget, ends: list[ViT], rounding: Rounding) -> Goal:
+    name = "latency_p50_ms" if budget.latency_p50_ms else "latency_p99_ms"
+    asked = getattr(budget, name)
+    setting = setting_of(budget)
+    under = f"batch {setting.batch}, {setting.threads} threads, {setting.precision}"
+    here, fresh = profiles.this_machine(), latency.timer(setting)
+    table = profiles.kept(fresh, here, setting, profiles.cache_path(here, setting))
+    cost = CostTable(grid(ends[-1], rounding), table)
+
+    def value(timing: Timing) -> Measured:
+        return Measured(timing.p50_ms if name == "latency_p50_ms" else timing.p99_ms, timing.spread)
+
+    known = [(cost(model), value(timing).value) for model, timing in zip(ends, fresh(ends), strict=True)]
+
+    def measure(model: ViT) -> Measured:
+        return value(fresh([model])[0])
+
+    target = Target(asked, _NEAR, _ROUNDS)
+    where = f"{here['cpu']}, {here['runtime']}, {under}"
+    return Goal(name, "ms", asked, target, _ENOUGH, cost, measure, known, where)
+
+
+def setting_of(budget: Budget) -> Setting:
+    """Under what a latency is limited."""
+    return Setting(budget.batch, budget.threads or latency.all_cores(), budget.precision)
+
+
+def _require_possible(goal: Goal) -> None:
+    (_, least), (_, most) = goal.known
+    asked = f"budget.{goal.name}={goal.asked:g}"
+    if goal.asked < least:
+        raise UserError(
+            f"{asked} is below the {least:.3g} {goal.unit} that one block needs; give at least that, or a smaller teacher"
+        )
+    if goal.asked >= most:
+        raise UserError(
+            f"{asked} is not below the teacher's {most:.3g} {goal.unit}; nothing would be cut: give less"
+        )
+
+
+def reach(
+    goal: Goal, teacher: ViT, search: Callable[[int], list[Candidate]]
+) -> tuple[list[Candidate], dict[str, object]]:
+    """The candidates of the last search, and what was asked, predicted and measured.
+
+    Raises:
+      UserError: when no round came near enough, naming the nearest.
+    """
+    most = goal.spend(teacher)
+
+    def within(limit: float) -> list[Candidate]:
+        return search(min(round(limit * _TINY) + param_count(teacher), most))
+
+    def shape(found: list[Candidate]) -> ViT:
+        return found[0].plan.shape_of(teacher)
+
+    attempts = meet(
+        goal.target,
+        goal.known,
+        within,
+        lambda found: goal.cost(shape(found)),
+        lambda found: goal.measure(shape(found)),
+    )
+    best = attempts[-1]
+    reached = best.measured.value / goal.asked
+    if not 1 - goal.enough <= reached <= 1:
+        raise UserError(
+            f"budget.{goal.name}={goal.asked:g} was not met in {len(attempts)} searches: the nearest has "
+            f"{param_count(shape(best.found)):,} parameters and takes {best.measured.value:.4g} {goal.unit} (spread "
+            f"{best.measured.spread:.0%}); ask that, or run again when the machine is quieter"
+        )
+    return best.found, _record(goal, attempts)
+
+
+def _record(goal: Goal, attempts: list[Attempt[list[Candidate]]]) -> dict[str, object]:
+    best = attempts[-1]
+    return {
+        "name": goal.name,
+        "asked": goal.asked,
+        "predicted": best.predicted,
+        "measured": best.measured.value,
+        "spread": best.measured.spread,
+        "searches": len(attempts),
+        "where": goal.where,
+    }
