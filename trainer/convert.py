@@ -6,6 +6,7 @@ python -m trainer.convert --checkpoint=PATH --output=OUT.npz|OUT.safetensors
 An npz that is written from an npz keeps its layout: names, shapes and types are those of the file that came in.
 """
 
+import sys
 from pathlib import Path
 
 from absl import flags
@@ -76,13 +77,15 @@ def _convert(source: str, model: str, output: Path, **wanted: object) -> dict[st
         save.save_npz(output, weights.description, weights.params, **layout)
     else:
         save.save_safetensors(output, weights.description, weights.params)
+    departures = save.departures(weights.description, output.suffix)
+    print("\n".join([weights.report.summary(), *departures]), file=sys.stderr)
     return {
         "output": str(output),
         "bytes": output.stat().st_size,
         "family": weights.family,
         "sha256": weights.sha256,
         "report": weights.report.summary(),
-        "computed_otherwise": save.departures(weights.description, output.suffix),
+        "computed_otherwise": departures,
     }
 
 

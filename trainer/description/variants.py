@@ -178,7 +178,7 @@ def named(name: str, image_size: tuple[int, int], channels: int, num_classes: in
     if wanted not in known:
         near = difflib.get_close_matches(wanted, known, n=1, cutoff=0.0)
         raise UserError(
-            f"unknown model {name!r}; nearest is {known[near[0]]!r} (python -m tools.models lists all {len(_VARIANTS)})"
+            f"unknown model {name!r}; nearest is {known[near[0]]!r} (python -m tools.models lists them)"
         )
     return _VARIANTS[known[wanted]](_Data(image_size, channels, num_classes))
 

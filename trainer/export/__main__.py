@@ -89,7 +89,11 @@ def _define_bundle(values: flags.FlagValues) -> None:
         "precision", "fp32", ("fp32", "int8"), "Precision of the model file.", flag_values=values
     )
     flags.DEFINE_integer(
-        "calibration_examples", 512, "Training images for int8 ranges.", lower_bound=1, flag_values=values
+        "calibration_examples",
+        512,
+        "Images for int8 ranges: of the training images, or at most so many of --images.",
+        lower_bound=1,
+        flag_values=values,
     )
     flags.DEFINE_float(
         "min_agreement",

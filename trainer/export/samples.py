@@ -30,7 +30,7 @@ class Samples(Protocol):
         ...
 
     def calibration(self, count: int) -> Array:
-        """`count` inputs for int8 ranges; UserError when there are not as many, or none that are real."""
+        """`count` inputs for int8 ranges; UserError when a data set has fewer, or none are real."""
         ...
 
     def scored(self) -> tuple[Array, Array, str] | None:
@@ -51,7 +51,7 @@ class DatasetSamples:
 
     def calibration(self, count: int) -> Array:
         """See `Samples`."""
-        _require(count, len(self.data.train), f"training images of {self.data.name}")
+        _require(count, len(self.data.train), self.data.name)
         return self._normalised(self.data.train, count)
 
     def scored(self) -> tuple[Array, Array, str]:
@@ -77,8 +77,7 @@ class PictureSamples:
         return read_pictures(self.files[:_CHECKED], self.spec)
 
     def calibration(self, count: int) -> Array:
-        """See `Samples`."""
-        _require(count, len(self.files), "pictures of --images")
+        """`count` of the pictures, all of them where there are fewer."""
         return read_pictures(self.files[:count], self.spec)
 
     def scored(self) -> None:
@@ -110,6 +109,9 @@ class DrawnSamples:
         return
 
 
-def _require(asked: int, available: int, what: str) -> None:
+def _require(asked: int, available: int, name: str) -> None:
     if asked > available:
-        raise UserError(f"--calibration_examples={asked} is above the {available} {what}; give fewer")
+        raise UserError(
+            f"--calibration_examples={asked} is above the {available} training images of {name}; "
+            f"give --calibration_examples={available}"
+        )

@@ -36,6 +36,10 @@ def normalised_images(path: str) -> Array:
       UserError: when it is anything else, or holds values that are no finite numbers.
     """
     images = read_array("inputs", path, "B H W C", "floats").astype(np.float32)
+    if images.shape[1] in (1, 3) and images.shape[3] not in (1, 3):
+        raise UserError(
+            f"--inputs={path} is {images.shape}, channels first; give (B, H, W, C): array.transpose(0, 2, 3, 1)"
+        )
     if not np.isfinite(images).all():
         raise UserError(f"--inputs={path} holds values that are not finite; a model answers nonsense to them")
     return images

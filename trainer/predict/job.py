@@ -47,9 +47,10 @@ def predict(request: Request) -> dict[str, object]:
         if path := getattr(request, flag):
             require_folder(Path(path).absolute().parent, f"--{flag}")
     ready = arrays.normalised_images(request.inputs) if request.inputs else None
+    files = pictures.find_pictures(request.images) if request.images else []  # before weights are read
     model, origin = _open(request, ready)
     _check_asked(request, model)
-    names, images = _images(request, model, ready)
+    names, images = _images(request, model, ready, files)
     result: dict[str, object] = {
         **origin,
         "preprocess": model.preprocess.to_json() if model.preprocess and request.images else None,
@@ -95,20 +96,21 @@ def _check_asked(request: Request, model: Predictor) -> None:
         raise UserError("--logits is for classifiers; this model makes embeddings: use --embeddings=out.npz")
 
 
-def _images(request: Request, model: Predictor, ready: Array | None) -> tuple[list[str], Array | None]:
+def _images(
+    request: Request, model: Predictor, ready: Array | None, files: list[Path]
+) -> tuple[list[str], Array | None]:
     if ready is not None:
         if ready.shape[1:] != model.image_shape:
             raise UserError(
                 f"--inputs={request.inputs} holds images of {ready.shape[1:]}, the model takes {model.image_shape}"
             )
         return [f"{request.inputs}[{index}]" for index in range(len(ready))], ready
-    if not request.images:
+    if not files:
         return [], None
     if model.preprocess is None:
         raise UserError(
             "these weights do not say how pictures are prepared for them; give a ready array as --inputs"
         )
-    files = pictures.find_pictures(request.images)
     return [str(file) for file in files], pictures.read_pictures(files, model.preprocess)
 
 
@@ -119,7 +121,7 @@ def _classify(
         raise UserError("a classifier needs --images or --inputs")
     logits = in_batches(model.images, images, request.batch, "predict").astype(np.float32)
     if request.logits:
-        np.save(request.logits, logits)
+        np.save(_writable(request.logits), logits)
     return _told(request, names, logits, model.labels, {"logits": request.logits or None})
 
 
@@ -133,7 +135,7 @@ def _embed(request: Request, model: Predictor, names: list[str], images: Array |
     if model.scale is not None:
         made["t"] = np.array([model.scale], np.float32)
     if request.embeddings:
-        np.savez(request.embeddings, **made)  # type: ignore[arg-type]
+        np.savez(_writable(request.embeddings), **made)  # type: ignore[arg-type]
     rest: dict[str, object] = {
         "embeddings": request.embeddings or None,
         "shapes": {name: list(one.shape) for name, one in made.items()},
@@ -142,6 +144,12 @@ def _embed(request: Request, model: Predictor, names: list[str], images: Array |
         return rest
     logits = answers.similarities(made["zimg"], made["ztxt"], model.scale)
     return _told(request, names, logits, tuple(request.labels), rest)
+
+
+def _writable(path: str) -> str:
+    """`path`, in a folder that exists now."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def _tokens(request: Request, model: Predictor) -> Array | None:

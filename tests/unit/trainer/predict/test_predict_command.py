@@ -150,6 +150,11 @@ def test_a_bundle_says_in_its_runtime_what_the_checkpoint_says(
     np.testing.assert_allclose(np.load(tmp_path / "served.npy"), np.load(tmp_path / "live.npy"), atol=SAME)
 
 
+def test_folders_for_the_answers_are_made(own: Path, pictures: Path, tmp_path: Path) -> None:
+    main([f"--weights={own}", str(pictures / "a.png"), f"--logits={tmp_path / 'new' / 'deeper' / 'out.npy'}"])
+    assert np.load(tmp_path / "new" / "deeper" / "out.npy").shape == (1, 10)
+
+
 def test_the_batch_changes_no_answer(own: Path, pictures: Path, tmp_path: Path) -> None:
     for batch in (1, 3, 32):
         main([f"--weights={own}", f"--logits={tmp_path / str(batch)}.npy", str(pictures), f"--batch={batch}"])
@@ -186,6 +191,7 @@ def test_bad_input_is_refused_in_one_line(
     ti = ["--model=Ti_16", f"--weights={ti16 / 'Ti_16.npz'}"]
     ints = _save(tmp_path / "ints.npy", np.zeros((1, 8, 8, 1), np.int32))
     flat = _save(tmp_path / "flat.npy", np.zeros((8, 8), np.float32))
+    channels_first = _save(tmp_path / "first.npy", np.zeros((1, 3, 8, 8), np.float32))
     nan = _save(tmp_path / "nan.npy", np.full((1, 8, 8, 1), np.nan, np.float32))
     wide = _save(tmp_path / "wide.npy", np.zeros((1, 9, 8, 1), np.float32))
     (tmp_path / "empty").mkdir()
@@ -199,6 +205,7 @@ def test_bad_input_is_refused_in_one_line(
         (weights, f"--inputs={ints}"): r"is int32 \(1, 8, 8, 1\); give floats",
         (weights, f"--inputs={flat}"): r"is float32 \(8, 8\)",
         (weights, f"--inputs={nan}"): "not finite",
+        (weights, f"--inputs={channels_first}"): "channels first; give",
         (f"--weights={bundle}", f"--inputs={wide}"): r"images of \(9, 8, 1\), the model takes \(8, 8, 1\)",
         (weights, str(tmp_path / "none.png")): "does not exist",
         (weights, str(tmp_path / "empty")): "holds no pictures",
@@ -219,6 +226,7 @@ def test_bad_input_is_refused_in_one_line(
             main(list(arguments))
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "empty",
+        "first.npy",
         "flat.npy",
         "ints.npy",
         "nan.npy",
