@@ -3,7 +3,7 @@
 python -m trainer.convert --weights=IN --model=NAME --output=OUT.npz|OUT.safetensors
 python -m trainer.convert --checkpoint=PATH --output=OUT.npz|OUT.safetensors
 
-An npz that is written from an npz keeps its layout: names, shapes and types are those of the file that came in.
+An npz that is written from an npz is the file that came in, once it was checked; resized or with another head, it keeps its layout.
 """
 
 import sys
@@ -72,7 +72,11 @@ def _convert(source: str, model: str, output: Path, **wanted: object) -> dict[st
 
     save.check_target(output)
     weights = load_weights(source, model, **wanted)  # type: ignore[arg-type]
-    if output.suffix == ".npz":
+    changed = wanted["head"] != "keep" or weights.report.resized or weights.report.created
+    if output.suffix == ".npz" and weights.layout is not None and not changed:
+        # Checked and as it was: nothing of the file is lost, its precision and what lies beside the model included.
+        save.copy_file(source, output, weights.sha256)
+    elif output.suffix == ".npz":
         layout = {} if weights.layout is None else {"layout": weights.layout}
         save.save_npz(output, weights.description, weights.params, **layout)
     else:

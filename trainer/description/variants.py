@@ -187,8 +187,22 @@ def named(name: str, image_size: tuple[int, int], channels: int, num_classes: in
 _WORDS = {"tiny": "ti", "small": "s", "base": "b", "large": "l", "huge": "h", "patch": ""}
 
 
+# There a hybrid's patch counts cells of the stem's grid (p8), or the pixels of a token (s16, s32).
+_TIMM_HYBRIDS = {
+    "vit_tiny_r_s16_p8": "r_ti_16",
+    "vit_small_r26_s32": "r26_s_32",
+    "vit_base_r26_s32": "r26_b_32",
+    "vit_base_r50_s16": "r50_b_16",
+    "vit_large_r50_s32": "r50_l_32",
+}
+
+
 def _spelling(name: str) -> str:
-    plain = re.sub(r"[_-](224|384)$", "", name.lower())
+    # "google/vit-base-patch16-224-in21k", "vit_base_patch16_224.augreg_in21k", "Ti_16-i21k-300ep-…": what stands around a name.
+    plain = re.sub(r"^(google|facebook|timm)/", "", name.lower())
+    plain = re.sub(r"\..*$|[_-]i(n)?(1k|21k).*$", "", plain)
+    plain = _TIMM_HYBRIDS.get(re.sub(r"[_-](224|384)$", "", plain), plain)
+    plain = re.sub(r"[_-](224|384)$", "", plain)
     for word, short in _WORDS.items():
         plain = plain.replace(word, short)
     letters = re.sub(r"[^a-z0-9]", "", plain).replace("vit", "").removeprefix("lit")

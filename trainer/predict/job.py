@@ -62,6 +62,7 @@ def predict(request: Request) -> dict[str, object]:
 
 def _open(request: Request, ready: Array | None) -> tuple[Predictor, dict[str, object]]:
     if predictor.is_bundle(request.weights):
+        _refuse_for_bundles(request)
         return predictor.served(request.weights, request.threads), {
             "weights": request.weights,
             "family": "bundle",
@@ -76,6 +77,15 @@ def _open(request: Request, ready: Array | None) -> tuple[Predictor, dict[str, o
     return predictor.live(weights), _origin(request, weights)
 
 
+def _refuse_for_bundles(request: Request) -> None:
+    """A bundle says itself what it is, seals itself and has one size."""
+    for flag in ("model", "sha256", "image_size", "allow"):
+        if getattr(request, flag):
+            raise UserError(
+                f"--{flag} is for files of weights; {request.weights} is a bundle, which says itself what it is: leave it out"
+            )
+
+
 def _origin(request: Request, weights: Weights) -> dict[str, object]:
     report = weights.report
     return {
@@ -83,6 +93,7 @@ def _origin(request: Request, weights: Weights) -> dict[str, object]:
         "family": weights.family,
         "sha256": weights.sha256,
         "loaded": len(report.loaded),
+        "remarks": list(report.remarks),
         **{name: list(getattr(report, name)) for name in ("resized", "created", "unused")},
     }
 

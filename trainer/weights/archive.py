@@ -47,14 +47,20 @@ def floats(archive: Archive, name: str) -> Array:
     """One array as float32.
 
     Raises:
-      UserError: when the file is damaged there, or the array holds no floats.
+      UserError: when the file is damaged there, or the array holds no floats, or values that are not finite.
     """
     dtype = archive.headers[name].dtype
     if dtype not in _FLOATS:
         raise UserError(
             f"{archive.source}: array {name} is {dtype}, weights are {', '.join(_FLOATS)}; give a file of weights"
         )
-    return np.asarray(archive.read(name), np.float32)
+    array = np.asarray(archive.read(name), np.float32)
+    # The sum is finite when every value is (of this size), and takes no second array of the file's size.
+    if not np.isfinite(array.sum(dtype=np.float64)):
+        raise UserError(
+            f"{archive.source}: array {name} holds values that are not finite; a model of them answers nonsense: give another file"
+        )
+    return array
 
 
 @contextlib.contextmanager

@@ -13,7 +13,9 @@ from typing import Literal
 
 from trainer.weights.archive import Header
 
-PREFIXES = ("", "opt/target/", "params/")
+_ROOTS = ("", "opt/target/", "params/")
+# A ViT below img/ is found as the image tower of a pair; a Mixer was never one, and lies there by itself.
+PREFIXES = (*_ROOTS, *(f"{root}img/" for root in _ROOTS))
 POSITIONS = ("Transformer/posembed_input/pos_embedding", "Transformer/pos_embedding", "pos_embedding")
 Kind = Literal["vit", "mixer", "two_towers"]
 # An array that every model of the kind has.

@@ -6,6 +6,7 @@ A file is written whole under another name beside its target and then renamed; a
 import contextlib
 import dataclasses
 import os
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from trainer.models.build import Params, check_params, flatten
 from trainer.weights import layouts, published, timm
 from trainer.weights.forms import Array, Place, Places, join
 from trainer.weights.layouts import Layout
+from trainer.weights.source import fetched
 
 
 def save_npz(path: Path, model: Model, params: Params, layout: Layout = layouts.RELEASED) -> None:
@@ -56,6 +58,16 @@ def save_safetensors(path: Path, model: Model, params: Params) -> None:
     with _written(path) as draft:
         arrays = {name: np.ascontiguousarray(join(parts)) for name, parts in files.items()}
         save_file(arrays, draft, metadata={"format": "pt"})
+
+
+def copy_file(source: str, path: Path, sha256: str) -> None:
+    """Writes the file at `source`, a path or a URL, unchanged to `path`.
+
+    Raises:
+      UserError: when it has become another file since its `sha256` was taken, or the target exists.
+    """
+    with fetched(source, sha256) as file, _written(path) as draft:
+        shutil.copyfile(file.path, draft)
 
 
 def departures(model: Model, suffix: str) -> tuple[str, ...]:

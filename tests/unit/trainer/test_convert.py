@@ -42,6 +42,21 @@ def test_the_layout_of_an_npz_survives(tmp_path: Path, convert: Convert) -> None
         assert set(went) == set(file)
 
 
+def test_an_npz_that_is_not_changed_comes_out_as_it_went_in(tmp_path: Path, convert: Convert) -> None:
+    """Whatever its precision, and with what lies beside the model."""
+    file: dict[str, np.ndarray] = {
+        name: leaf.astype(np.float64) / 3 for name, leaf in files.vit_npz().items()
+    }
+    width = file["head/kernel"].shape[0]
+    beside = {"pre_logits/kernel": np.ones((width, width)), "pre_logits/bias": np.ones(width)}
+    np.savez(tmp_path / "in.npz", **file, **beside)  # type: ignore[arg-type]
+    convert([f"--weights={tmp_path / 'in.npz'}", "--model=Toy", f"--output={tmp_path / 'out.npz'}"])
+    assert (tmp_path / "out.npz").read_bytes() == (tmp_path / "in.npz").read_bytes()
+    removed = tmp_path / "headless.npz"
+    convert([f"--weights={tmp_path / 'in.npz'}", "--model=Toy", "--head=remove", f"--output={removed}"])
+    assert "head/kernel" not in np.load(removed)
+
+
 def test_size_and_head_can_be_changed_on_the_way(tmp_path: Path, convert: Convert) -> None:
     np.savez(tmp_path / "in.npz", **files.vit_npz())  # type: ignore[arg-type]
     flags = ["--model=Toy", "--image_size=24,32", "--head=reinit", "--num_classes=3"]

@@ -12,9 +12,12 @@ from PIL import Image
 from serving.command import UserError
 from tests.support.small_models import DIGITS, save_digits
 from tools.dev import seeded
-from trainer.description import Block, ViT
+from trainer.description import Block, Mixer, ViT
 from trainer.export.__main__ import main as export
+from trainer.models.build import flatten, param_shapes
 from trainer.predict.__main__ import main
+from trainer.weights import published
+from trainer.weights.load import load_weights
 
 GOLDENS = Path(__file__).resolve().parents[3] / "golden" / "original"
 SAME = 2e-5  # float32 sums in another order; measured 1.9e-6 with logits of deviation near 1
@@ -73,6 +76,18 @@ def test_logits_are_those_of_the_original_in_every_layout(name: str, layout: str
     logits = np.load(tmp_path / "out.npy")
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, stored["logits"], atol=SAME)
+
+
+@pytest.mark.parametrize("prefix", ["", "opt/target/", "params/", "params/img/", "img/"])
+def test_a_mixer_is_read_below_every_prefix(prefix: str, tmp_path: Path) -> None:
+    model = Mixer((32, 32), 3, 16, 32, 2, 8, 64, 10)
+    # Of its own size: what is read is told by names and shapes, and refused by them as another size.
+    places = published.places(model)
+    shapes = {name: leaf.shape for name, leaf in flatten(param_shapes(model)).items()}
+    leaves = {prefix + places[name].name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    np.savez(tmp_path / "w.npz", **leaves)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"width|shape"):
+        load_weights(str(tmp_path / "w.npz"), "Mixer-B_16")
 
 
 def _pair(tmp_path: Path) -> list[str]:
@@ -155,6 +170,14 @@ def test_folders_for_the_answers_are_made(own: Path, pictures: Path, tmp_path: P
     assert np.load(tmp_path / "new" / "deeper" / "out.npy").shape == (1, 10)
 
 
+def test_weights_that_are_not_finite_are_named(ti16: Path, tmp_path: Path) -> None:
+    leaves = dict(np.load(ti16 / "Ti_16.npz"))
+    leaves["head/bias"] = np.full(1000, np.nan, np.float32)
+    np.savez(tmp_path / "nan.npz", **leaves)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="array head/bias holds values that are not finite"):
+        main(["--model=Ti_16", f"--weights={tmp_path / 'nan.npz'}", f"--inputs={ti16 / 'x.npy'}"])
+
+
 def test_the_batch_changes_no_answer(own: Path, pictures: Path, tmp_path: Path) -> None:
     for batch in (1, 3, 32):
         main([f"--weights={own}", f"--logits={tmp_path / str(batch)}.npy", str(pictures), f"--batch={batch}"])
@@ -207,6 +230,8 @@ def test_bad_input_is_refused_in_one_line(
         (weights, f"--inputs={nan}"): "not finite",
         (weights, f"--inputs={channels_first}"): "channels first; give",
         (f"--weights={bundle}", f"--inputs={wide}"): r"images of \(9, 8, 1\), the model takes \(8, 8, 1\)",
+        (f"--weights={bundle}", str(pictures), "--model=Ti_16"): "--model is for files of weights",
+        (f"--weights={bundle}", str(pictures), "--sha256=00"): "--sha256 is for files of weights",
         (weights, str(tmp_path / "none.png")): "does not exist",
         (weights, str(tmp_path / "empty")): "holds no pictures",
         (weights, str(pictures / "notes.txt")): "notes.txt: the bytes",
