@@ -69,6 +69,10 @@ def describe(name: str, facts: Facts, source: str) -> Model:
             variant, image=dataclasses.replace(image, num_classes=variant.image.num_classes)
         )
     if isinstance(variant, ViT):
+        if variant.pooling == "gap" and facts.has_class:
+            raise UserError(
+                f"{source} holds a model with a class token, {name} averages its patches; give the name without the averaging"
+            )
         return _sized(variant, facts, source)
     if isinstance(variant, Mixer):
         side = _side(facts.mixed_patches, source, "its token MLPs read") * variant.patch_size

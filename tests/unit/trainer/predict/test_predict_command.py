@@ -245,6 +245,7 @@ def test_bad_input_is_refused_in_one_line(
         (f"--weights={ti16 / 'Ti_16.npz'}", x): "does not say which model",
         ("--model=B_16", f"--weights={ti16 / 'Ti_16.npz'}", x): "shape",
         ("--model=R_Ti_16", f"--weights={ti16 / 'Ti_16.npz'}", x): "plain ViT",
+        ("--model=ViT-digits", f"--weights={ti16 / 'Ti_16.npz'}", x): "averages its patches",
         (*ti, x, f"--sha256={'0' * 64}"): "SHA-256",
     }.items():
         with pytest.raises(UserError, match=message):
