@@ -4,11 +4,15 @@ import dataclasses
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from serving.command import UserError
 from serving.preprocess import PreprocessSpec
 from trainer import checkpoint
 from trainer.description import Classifier, TextTower, TwoTowers
-from trainer.models.build import Params, init_params
+from trainer.models.build import Params
+from trainer.weights.adapt import shapes_of
+from trainer.weights.contents import is_pair
 from trainer.weights.load import Weights, load_weights
 
 
@@ -37,12 +41,14 @@ def start_from(path: str, model: str, image_size: int, class_names: tuple[str, .
     own = bool(checkpoint.steps(Path(path)))
     card = checkpoint.load_card(path) if own else None
     same_classes = card is not None and card.labels == class_names
+    # A pair's heads lead into its embeddings and are part of it; its image tower gets a classifier below.
+    whole = same_classes or (not own and bool(model) and is_pair(model))
     weights = load_weights(
         path,
         "" if own else model,
         image_size=(image_size, image_size),
-        head="keep" if same_classes else "reinit",
-        num_classes=None if same_classes else len(class_names),
+        head="keep" if whole else "reinit",
+        num_classes=None if whole else len(class_names),
     )
     print(weights.report.summary(), file=sys.stderr)
     described, params = _classifier(weights, len(class_names), path)
@@ -65,4 +71,9 @@ def _classifier(weights: Weights, num_classes: int, path: str) -> tuple[Classifi
     if not isinstance(model, TwoTowers):
         return model, weights.params
     image = dataclasses.replace(model.image, num_classes=num_classes)
-    return image, {**weights.params["image"], "head": init_params(image, 0)["head"]}
+    head = {
+        name.removeprefix("head/"): np.zeros(shape, np.float32)
+        for name, shape in shapes_of(image).items()
+        if name.startswith("head/")
+    }
+    return image, {**weights.params["image"], "head": head}

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from serving.command import UserError
+from tests.support import published_files
 from tests.support.small_models import DIGITS, random_params, save_digits
 from trainer import config, description, parts
 from trainer.description import Block, ViT
+from trainer.models.build import check_params
 from trainer.start import start_from
 from trainer.weights.save import save_npz
 
@@ -54,6 +56,23 @@ def test_a_checkpoint_starts_at_another_size_too(own: Path) -> None:
     assert start.description.image_size == (12, 12)
     assert start.params["pos"].shape == (1, 9, 16)
     assert start.params["head"]["kernel"].any()
+
+
+@pytest.mark.parametrize(("name", "bert"), [("Toypair", False), ("Toypairbert", True)])
+def test_a_pair_starts_as_its_image_tower_with_a_classifier(
+    name: str, bert: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With or without a head of its own, which leads into embeddings and goes."""
+    published_files.register(monkeypatch.setitem)
+    stored = published_files.pair_npz(bert)
+    np.savez(tmp_path / "pair.npz", **stored)  # type: ignore[arg-type]
+    start = start_from(str(tmp_path / "pair.npz"), name, 24, DIGITS)
+    model = start.description
+    assert (model.kind, model.image_size, model.num_classes) == ("vit", (24, 24), 10)
+    np.testing.assert_array_equal(start.params["patch"]["kernel"], stored["img/embedding/kernel"])
+    check_params(model, start.params, "the start")
+    assert not start.params["head"]["kernel"].any()
+    assert start.preprocess.rounding == "down"
 
 
 def test_a_run_assembled_from_published_weights_prepares_images_as_their_family_does(npz: Path) -> None:
