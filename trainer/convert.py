@@ -13,6 +13,7 @@ from absl import flags
 
 from serving import command
 from serving.command import UserError
+from trainer.weights import asked
 
 _SUFFIXES = (".npz", ".safetensors")
 
@@ -27,17 +28,13 @@ def main(argv: list[str]) -> dict[str, object]:
         flag_values=values,
     )
     flags.DEFINE_string("checkpoint", "", "A checkpoint of ours; the same as --weights.", flag_values=values)
-    flags.DEFINE_string(
-        "model", "", "Which model they are of; our own say it themselves.", flag_values=values
-    )
+    asked.define_identity(values)
     flags.DEFINE_string("output", None, "OUT.npz or OUT.safetensors; must not exist.", flag_values=values)
     flags.DEFINE_list("image_size", [], "Resize positions for H,W pixels.", flag_values=values)
     flags.DEFINE_enum(
         "head", "keep", ("keep", "reinit", "remove"), "What becomes of the head.", flag_values=values
     )
     flags.DEFINE_integer("num_classes", None, "Classes of a new head.", flag_values=values)
-    flags.DEFINE_string("sha256", "", "Digest that the file must have.", flag_values=values)
-    flags.DEFINE_list("allow", [], "What may differ: missing, unused.", flag_values=values)
     extra = command.parse_flags(values, argv, required=["output"])
     flag = {name: values[name].value for name in values}
     complete = bool(flag["output"]) and bool(flag["weights"]) != bool(flag["checkpoint"])
@@ -68,10 +65,9 @@ def _size(given: list[str]) -> tuple[int, int] | None:
 def _convert(source: str, model: str, output: Path, **wanted: object) -> dict[str, object]:
     # Imported late: --help answers without starting JAX.
     from trainer.weights import save
-    from trainer.weights.load import load_weights
 
     save.check_target(output)
-    weights = load_weights(source, model, **wanted)  # type: ignore[arg-type]
+    weights = asked.load(source, model, **wanted)
     changed = wanted["head"] != "keep" or weights.report.resized or weights.report.created
     if output.suffix == ".npz" and weights.layout is not None and not changed:
         # Checked and as it was: nothing of the file is lost, its precision and what lies beside the model included.
@@ -82,7 +78,8 @@ def _convert(source: str, model: str, output: Path, **wanted: object) -> dict[st
     else:
         save.save_safetensors(output, weights.description, weights.params)
     departures = save.departures(weights.description, output.suffix)
-    print("\n".join([weights.report.summary(), *departures]), file=sys.stderr)
+    for departure in departures:
+        print(departure, file=sys.stderr)
     return {
         "output": str(output),
         "bytes": output.stat().st_size,

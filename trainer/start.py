@@ -1,7 +1,6 @@
 """Where training starts when it does not start from nothing: weights of any origin, fitted to the data's classes and size."""
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,10 @@ from serving.preprocess import PreprocessSpec
 from trainer import checkpoint
 from trainer.description import Classifier, TextTower, TwoTowers
 from trainer.models.build import Params
+from trainer.weights import asked
 from trainer.weights.adapt import shapes_of
 from trainer.weights.contents import is_pair
-from trainer.weights.load import Weights, load_weights
+from trainer.weights.load import Weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,14 +43,13 @@ def start_from(path: str, model: str, image_size: int, class_names: tuple[str, .
     same_classes = card is not None and card.labels == class_names
     # A pair's heads lead into its embeddings and are part of it; its image tower gets a classifier below.
     whole = same_classes or (not own and bool(model) and is_pair(model))
-    weights = load_weights(
+    weights = asked.load(
         path,
         "" if own else model,
         image_size=(image_size, image_size),
         head="keep" if whole else "reinit",
         num_classes=None if whole else len(class_names),
     )
-    print(weights.report.summary(), file=sys.stderr)
     described, params = _classifier(weights, len(class_names), path)
     if weights.preprocess is None:
         raise UserError(f"{path} does not say how images are prepared for it; use weights of a known family")

@@ -6,7 +6,6 @@ python -m trainer.export --model=LiT-B16B --weights=LiT-B16B.npz --output=models
 """
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from absl import flags
 
 from serving import command
 from serving.command import UserError
+from trainer.weights import asked
 
 
 def main(argv: list[str]) -> dict[str, object]:
@@ -50,20 +50,8 @@ def _define_model(values: flags.FlagValues) -> None:
         "Published weights instead: .npz or .safetensors, a path or a URL that fsspec knows.",
         flag_values=values,
     )
-    flags.DEFINE_string(
-        "model", "", "The name of the model of --weights (python -m tools.models).", flag_values=values
-    )
-    flags.DEFINE_string("sha256", "", "Refuse --weights with another digest.", flag_values=values)
-    flags.DEFINE_list(
-        "allow", [], "What may differ in --weights: missing, unused, resized.", flag_values=values
-    )
-    flags.DEFINE_integer(
-        "image_size",
-        0,
-        "Side of the square input of --weights; its own when not given.",
-        lower_bound=0,
-        flag_values=values,
-    )
+    asked.define_identity(values)
+    asked.define_side(values)
     flags.DEFINE_list(
         "images", [], "Pictures and folders of them to prove and calibrate --weights on.", flag_values=values
     )
@@ -117,13 +105,13 @@ def _subject(given: dict[str, Any]) -> Any:
 
     if given["checkpoint"]:
         return subject.from_checkpoint(given["checkpoint"], given["data_dir"])
-    from trainer.weights.load import load_weights
-
-    size = (given["image_size"], given["image_size"]) if given["image_size"] else None
-    weights = load_weights(
-        given["weights"], given["model"], image_size=size, sha256=given["sha256"], allow=given["allow"]
+    weights = asked.load(
+        given["weights"],
+        given["model"],
+        image_size=asked.side(given["image_size"]),
+        sha256=given["sha256"],
+        allow=given["allow"],
     )
-    print(weights.report.summary(), file=sys.stderr)
     return subject.from_weights(weights, given["images"], vocab=given["vocab"])
 
 

@@ -8,7 +8,6 @@ from serving.preprocess import PreprocessSpec
 from serving.tokenise import spec_of, tokenise
 from trainer import checkpoint
 from trainer.data.datasets import open_dataset
-from trainer.data.labels import class_names
 from trainer.data.pictures import find_pictures
 from trainer.description import Model, TextTower, TwoTowers
 from trainer.evaluation import check_classes
@@ -74,9 +73,6 @@ def from_weights(weights: Weights, pictures: list[str], stage: str = "published"
       UserError: for pictures that are none, or a vocabulary that is none or has no use.
     """
     model = weights.description
-    labels = weights.labels or (
-        "" if isinstance(model, TextTower | TwoTowers) else class_names(model.num_classes)
-    )
     images = None
     if pictures and weights.preprocess is not None:
         images = PictureSamples(find_pictures(pictures), weights.preprocess)
@@ -85,7 +81,7 @@ def from_weights(weights: Weights, pictures: list[str], stage: str = "published"
         model,
         weights.params,
         weights.preprocess,
-        tuple(labels),
+        weights.class_names,
         {"stage": stage, **hashes},
         images,
         _vocabulary(vocab, model),

@@ -14,6 +14,7 @@ from absl import flags
 
 from serving import command
 from serving.command import UserError
+from trainer.weights import asked
 
 
 def main(argv: list[str]) -> dict[str, object]:
@@ -41,23 +42,8 @@ def _define_model(values: flags.FlagValues) -> None:
         ".npz or .safetensors (a path, or a URL that fsspec knows), a training or compression workdir, or a bundle.",
         flag_values=values,
     )
-    flags.DEFINE_string(
-        "model",
-        "",
-        "The model's name, as in python -m tools.models; checkpoints and bundles know theirs.",
-        flag_values=values,
-    )
-    flags.DEFINE_string("sha256", "", "Refuse weights with another digest.", flag_values=values)
-    flags.DEFINE_list(
-        "allow", [], "What may differ without being an error: missing, unused, resized.", flag_values=values
-    )
-    flags.DEFINE_integer(
-        "image_size",
-        0,
-        "Side of the square input in pixels; that of the weights when not given.",
-        lower_bound=0,
-        flag_values=values,
-    )
+    asked.define_identity(values)
+    asked.define_side(values)
 
 
 def _define_inputs(values: flags.FlagValues) -> None:

@@ -13,7 +13,8 @@ from trainer.data import pictures
 from trainer.predict import answers, arrays, predictor
 from trainer.predict.arrays import Array
 from trainer.predict.predictor import Predictor, in_batches
-from trainer.weights.load import Weights, load_weights
+from trainer.weights import asked
+from trainer.weights.load import Weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,13 +68,12 @@ def _open(request: Request, ready: Array | None) -> tuple[Predictor, dict[str, o
             "weights": request.weights,
             "family": "bundle",
         }
-    size = (request.image_size, request.image_size) if request.image_size else None
+    size = asked.side(request.image_size)
     if ready is not None and size is None:
         size = (ready.shape[1], ready.shape[2])  # ready arrays say for which resolution they are
-    weights = load_weights(
+    weights = asked.load(
         request.weights, request.model, image_size=size, sha256=request.sha256, allow=request.allow
     )
-    print(weights.report.summary(), file=sys.stderr)
     return predictor.live(weights), _origin(request, weights)
 
 

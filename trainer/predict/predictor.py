@@ -10,7 +10,6 @@ from serving.bundle import MANIFEST, read_bundle
 from serving.command import UserError, progress
 from serving.preprocess import PreprocessSpec
 from serving.runtime.select import open_runtime
-from trainer.data.labels import class_names
 from trainer.description import TextTower, TwoTowers
 from trainer.export.live import live_model, live_tower
 from trainer.export.onnx_writer import multiplier
@@ -67,7 +66,7 @@ def live(weights: Weights) -> Predictor:
         image_shape=(*model.image_size, model.channels),
         text=None,
         preprocess=weights.preprocess,
-        labels=weights.labels or class_names(model.num_classes),
+        labels=weights.class_names,
         classifies=model.num_classes > 0,
     )
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from serving.command import UserError
 from serving.preprocess import PreprocessSpec
-from trainer.description import Model
+from trainer.data.labels import class_names
+from trainer.description import Mixer, Model, ViT
 from trainer.models.build import Params, unflatten
 from trainer.weights import adapt, families
 from trainer.weights.adapt import Arrays, Head, Stored, Wanted
@@ -42,6 +43,12 @@ class Weights:
     sha256: str
     report: Report
     layout: Layout | None = None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The labels; where nobody wrote any down, ImageNet's names for a head with as many outputs as it has classes."""
+        model = self.description
+        return self.labels or (class_names(model.num_classes) if isinstance(model, ViT | Mixer) else ())
 
 
 def load_weights(

@@ -55,7 +55,9 @@ def test_other_first_labels_are_refused_even_when_every_logit_is_near_enough(tmp
 
 def test_no_agreement_is_asked_of_a_bundle_that_asks_for_none(tmp_path: Path) -> None:
     _bundle(tmp_path, tolerance={"max_abs_difference": 1e6})
-    _load(tmp_path, SecondLabelFirst)
+    models = Repository(tmp_path, lambda *_: SecondLabelFirst(), 1)
+    models.load_all()
+    assert [entry.state for entry in models.index()] == ["READY"]
 
 
 @pytest.mark.parametrize("said", [None, "processor\t: 0\nisa\t\t: rv64\n"], ids=["no file", "no features"])
