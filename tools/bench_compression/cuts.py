@@ -12,7 +12,7 @@ from tools.bench_compression.torch_peer import METHODS
 
 OURS, UNIFORM, PEER = "ours, budget search", "ours, uniform", "Torch-Pruning"
 # What the recipe calls the two ways to spend a budget, and what ends a compression with the cut.
-_SEARCH = {OURS: ("--config.search=budget",), UNIFORM: ("--config.search=uniform",)}
+_SEARCH: dict[str, tuple[str, ...]] = {OURS: (), UNIFORM: ()}
 _CUT_ONLY: tuple[str, ...] = ()
 _AGREES = 1e-3  # of top-1: the peer's count and ours on its weights; ties of rounding, not another model
 
@@ -36,7 +36,7 @@ class Cut:
 
 def ours(bench: Bench, fraction: float, examples: int, method: str = OURS) -> Cut:
     """The teacher cut to `fraction` of its MACs by us; the seconds are those of the whole command."""
-    name = f"{'cut' if method == OURS else 'uniform'} {fraction:g}"
+    name = f"{'cut' if method == OURS else 'uniform'}-{fraction:g}"
     said, target = bench.compress(
         name,
         f"--config.budget.macs={fraction:g}",
@@ -103,7 +103,7 @@ def peers(bench: Bench, fractions: Sequence[float], calibrated: str, python: str
 
 
 def _peer(bench: Bench, said: dict[str, Any], target: Path) -> Cut:
-    shape, score = bench.shape(target), bench.evaluate(f"peer {target.name}", target)
+    shape, score = bench.shape(target), bench.evaluate(f"peer-{target.name}", target)
     if shape["macs"] != said["macs"] or abs(score.top1 - said["correct"] / said["examples"]) > _AGREES:
         raise UserError(
             f"{target}: the peer says {said['macs']} MACs and {said['correct']} of {said['examples']} right, "

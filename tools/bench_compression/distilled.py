@@ -1,4 +1,4 @@
-"""After the same number of distillation steps from the same teacher: our cut, the peer's best, and our shape from random weights."""
+"""After the same number of distillation steps from the same teacher: our cut, the peer's best, our shape from random weights."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -90,16 +90,16 @@ def run(bench: Bench, flag: dict[str, Any]) -> dict[str, Any]:
 
 def starts(ours: cuts.Cut, peers: Sequence[cuts.Cut]) -> list[Start]:
     """Ours; of the peer's cuts the one that is best on the test images, which favours the peer; and ours without its weights."""
-    found = [_cut_start(ours, f"distilled {ours.fraction:g} ours")]
+    found = [_cut_start(ours, f"distilled-{ours.fraction:g}-ours")]
     if peers:
         best = max(peers, key=lambda cut: cut.score.top1)
         found.append(
             dataclasses.replace(
-                _cut_start(best, f"distilled {ours.fraction:g} peer"), method=f"{cuts.PEER}, its best"
+                _cut_start(best, f"distilled-{ours.fraction:g}-peer"), method=f"{cuts.PEER}, its best"
             )
         )
     shape = f"--config.shape_of={ours.checkpoint}"
-    return [*found, Start(RANDOM, f"distilled {ours.fraction:g} random", shape, ours.macs, ours.params, None)]
+    return [*found, Start(RANDOM, f"distilled-{ours.fraction:g}-random", shape, ours.macs, ours.params, None)]
 
 
 def _cut_start(cut: cuts.Cut, name: str) -> Start:
@@ -112,7 +112,7 @@ def _trained(bench: Bench, start: Start, fraction: float, flag: dict[str, Any]) 
     recipe, steps = flag["recipe"] or f"configs/{bench.dataset}.py:student", flag["steps"]
     tried, made = {}, {}
     for rate in flag["learning_rates"]:
-        name = f"{start.name} {float(rate):g}"
+        name = f"{start.name}-{float(rate):g}"
         made[rate] = bench.train(
             name,
             recipe,
@@ -125,7 +125,7 @@ def _trained(bench: Bench, start: Start, fraction: float, flag: dict[str, Any]) 
         )
         tried[rate] = bench.evaluate(name, made[rate], "validation").top1
     best = max(tried, key=lambda rate: tried[rate])
-    score = bench.evaluate(f"{start.name} {float(best):g}", made[best])
+    score = bench.evaluate(f"{start.name}-{float(best):g}", made[best])
     return Trained(start, fraction, float(best), tried, score)
 
 

@@ -89,7 +89,7 @@ def run(bench: Bench, flag: dict[str, Any]) -> dict[str, Any]:
 
 
 def _met(bench: Bench, budget: float, flag: dict[str, Any]) -> Met:
-    name = f"latency {budget:g}"
+    name = f"latency-{budget:g}"
     setting = {name: flag[name] for name in ("batch", "threads", "precision")}
     _, target = bench.compress(
         name,
@@ -118,7 +118,7 @@ def _shipped(bench: Bench, name: str, target: Path, precision: str) -> Path:
     bundles = sorted(path.parent for path in (target / "models").glob("*/*/manifest.json"))
     if bundles:
         return bundles[0]
-    bundle = bench.export(name.replace(" ", "-"), target, precision)["bundle"]
+    bundle = bench.export(name, target, precision)["bundle"]
     return Path(bundle)
 
 

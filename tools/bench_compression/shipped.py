@@ -22,7 +22,7 @@ _AT_ONCE = 100  # images at a time for accuracy
 
 
 def main(argv: list[str]) -> dict[str, object]:
-    """Measures; the result has p50_ms, p99_ms, spread (the rounds' quartiles apart, of the p50), correct, examples, params, macs."""
+    """Measures; the result has what `summary` says, and precision, correct, examples, params, macs."""
     values = flags.FlagValues()
     flags.DEFINE_string("bundle", None, "REPO/NAME/VERSION.", flag_values=values)
     flags.DEFINE_string("dataset", None, "Whose test images are asked about.", flag_values=values)

@@ -80,6 +80,7 @@ def peer(inputs: Path, output: Path, fractions: Sequence[float]) -> dict[str, An
     if apart > _TOLERANCE:
         sys.exit(f"error: timm's logits of the teacher differ from ours by {apart:.2g}, above {_TOLERANCE}")
     full = macs(shape, _sizes(teacher))
+    print("gradients of the teacher", file=sys.stderr, flush=True)
     gradients = _gradients(teacher, arrays)
     output.mkdir(parents=True, exist_ok=True)
     cuts = []
@@ -148,12 +149,12 @@ def _sizes(model: Any) -> list[tuple[int, int, int]]:
     return [(b.attn.num_heads, b.attn.head_dim, b.mlp.fc1.out_features) for b in model.blocks]
 
 
-def _batches(*arrays: np.ndarray) -> Iterator[tuple[Any, ...]]:
-    """Tensors of `_BATCH` rows; images (B, H, W, C) come as (B, C, H, W)."""
+def _batches(*arrays: np.ndarray, rows: int = _BATCH) -> Iterator[tuple[Any, ...]]:
+    """Tensors of `rows` rows; images (B, H, W, C) come as (B, C, H, W)."""
     import torch
 
-    for start in range(0, len(arrays[0]), _BATCH):
-        parts = [torch.from_numpy(array[start : start + _BATCH]) for array in arrays]
+    for start in range(0, len(arrays[0]), rows):
+        parts = [torch.from_numpy(array[start : start + rows]) for array in arrays]
         yield tuple(part.permute(0, 3, 1, 2) if part.ndim == 4 else part for part in parts)
 
 
@@ -187,11 +188,10 @@ def _gradients(model: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, Gradie
         functional.cross_entropy(model(batch), right.long(), reduction="sum").backward()
     taylor = {name: leaf.grad / len(images) for name, leaf in model.named_parameters()}
     scorer = tp.importance.GroupHessianImportance()
-    for batch, right in _batches(images[:_HESSIAN_IMAGES], labels[:_HESSIAN_IMAGES]):
-        for loss in functional.cross_entropy(model(batch), right.long(), reduction="none"):
-            model.zero_grad()
-            loss.backward(retain_graph=True)
-            scorer.accumulate_grad(model)
+    for image, right in _batches(images[:_HESSIAN_IMAGES], labels[:_HESSIAN_IMAGES], rows=1):
+        model.zero_grad()
+        functional.cross_entropy(model(image), right.long()).backward()
+        scorer.accumulate_grad(model)
     held, counts = scorer._accu_grad, scorer._counter
     hessian = {name: held[leaf] / counts[leaf] for name, leaf in model.named_parameters()}
     model.zero_grad()
