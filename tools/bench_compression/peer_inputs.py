@@ -35,6 +35,8 @@ def main(argv: list[str]) -> dict[str, object]:
 
 def _write(teacher: str, cut: str, output: Path, data_dir: str) -> dict[str, object]:
     # Imported late: --help answers without starting JAX.
+    import jax.numpy as jnp
+
     from trainer import checkpoint, description
     from trainer.config.fields import from_text
     from trainer.data.datasets import open_dataset
@@ -61,7 +63,7 @@ def _write(teacher: str, cut: str, output: Path, data_dir: str) -> dict[str, obj
         "calibration_labels": data.train.labels[chosen],
         "test_images": test,
         "test_labels": data.test.labels,
-        "logits": np.asarray(bind(model, loaded.params)(test[:_COMPARED])),
+        "logits": np.asarray(bind(model, loaded.params)(jnp.asarray(test[:_COMPARED]))),
     }
     for name, array in arrays.items():
         np.save(output / f"{name}.npy", array)
