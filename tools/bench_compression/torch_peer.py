@@ -8,9 +8,9 @@ It runs in an environment of its own (`make peer` makes it in .venv-torch), from
 `--inputs` is what `tools.bench_compression.peer_inputs` wrote. The teacher becomes timm's VisionTransformer; its logits must equal
 ours. Cut are MLP neurons and head dims, by one ratio in all blocks and locally ranked, as Torch-Pruning's own ViT example
 ("bottleneck") does; the heads, the residual stream, the patch embedding and the classifier stay whole, and so does the attention
-scale of the teacher. The ratio is the smallest whose MACs are within 1 % above the budget; sizes are rounded
-to 4. Taylor's gradients are of
-the labelled loss over all calibration images (our side has no labels), Hessian's of single images, over the first 256 of them.
+scale of the teacher. The ratio is the smallest whose MACs are at most 1 % above the budget; sizes are rounded to 4. Taylor's
+gradients are of the labelled loss over all calibration images (our side has no labels), Hessian's of single images, over the first
+256 of them, accumulated as the library does it.
 
 Writes OUTPUT/FRACTION-METHOD.npz, arrays under timm's names, and prints a JSON object: per cut its ratio, MACs and test accuracy.
 """
@@ -29,6 +29,7 @@ _ROUND_TO = 4
 _SLACK = 1.01  # of the budget: a half of everything is 50.1 % of the MACs, and the step below it would wrong the peer
 _TOLERANCE = 1e-3  # of a logit: two float32 implementations of six blocks differ by some 1e-5
 _RATIO_STEPS = 64  # ratios that are tried are multiples of one in so many
+_MARGIN = 0.0625  # below the ratio that would do if all MACs fell with it; rounding leaves less than asked by far less
 _HESSIAN_IMAGES = 256  # each needs a backward pass of its own
 _BATCH = 250
 
@@ -53,19 +54,20 @@ def macs(shape: Mapping[str, Any], blocks: Sequence[tuple[int, int, int]]) -> in
     return outside + attention + sum(2 * tokens * d * f for _, _, f in blocks)
 
 
-def least_ratio(cost: Callable[[float], int], budget: int, steps: int = _RATIO_STEPS) -> float:
-    """The smallest k / `steps` below 1 whose `cost`, which falls with the ratio, is within `budget`.
+def least_ratio(
+    cost: Callable[[float], int], budget: int, start: float = 0.0, steps: int = _RATIO_STEPS
+) -> float:
+    """The smallest k / `steps` from `start` up and below 1 whose `cost` is within `budget`.
+
+    Tried one after the other: near 1 the library, rather than leave a layer nothing, cuts nothing from it.
 
     Raises:
-      SystemExit: when even the largest ratio costs more.
+      SystemExit: when all ratios cost more.
     """
-    low, high = 0, steps - 1
-    if cost(high / steps) > budget:
-        sys.exit(f"error: no ratio below 1 comes to {budget:,} MACs; give a larger fraction")
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if cost(middle / steps) <= budget else (middle + 1, high)
-    return low / steps
+    for k in range(int(start * steps), steps):
+        if cost(k / steps) <= budget:
+            return k / steps
+    sys.exit(f"error: no ratio below 1 comes to {budget:,} MACs; give a larger fraction")
 
 
 def peer(inputs: Path, output: Path, fractions: Sequence[float]) -> dict[str, Any]:
@@ -88,7 +90,8 @@ def peer(inputs: Path, output: Path, fractions: Sequence[float]) -> dict[str, An
     cuts = []
     for fraction in fractions:
         budget = int(_SLACK * fraction * full)
-        ratio = least_ratio(lambda r: macs(shape, _sizes(_cut(teacher, shape, r))), budget)
+        near = max(0.0, 1 - fraction - _MARGIN)
+        ratio = least_ratio(lambda r: macs(shape, _sizes(_cut(teacher, shape, r))), budget, near)
         for method in METHODS:
             cut = _cut(teacher, shape, ratio, method, gradients.get(method, {}))
             path = output / f"{fraction:g}-{method}.npz"

@@ -23,9 +23,13 @@ def test_the_ratio_is_the_smallest_whose_cost_is_within_the_budget() -> None:
         return 4 * round(25 * (1 - ratio))  # falls in steps, as rounded sizes do
 
     for budget in (100, 99, 57, 4):
-        ratio = torch_peer.least_ratio(cost, budget, 64)
+        ratio = torch_peer.least_ratio(cost, budget, steps=64)
         assert cost(ratio) <= budget
         assert ratio == 0 or cost(ratio - 1 / 64) > budget
+
+
+def test_a_library_that_cuts_nothing_near_1_does_not_hide_the_ratio() -> None:
+    assert torch_peer.least_ratio(lambda ratio: 100 if ratio > 0.9 else round(100 * (1 - ratio)), 50) == 0.5
 
 
 def test_a_budget_that_no_ratio_meets_is_refused() -> None:
