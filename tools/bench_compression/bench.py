@@ -52,9 +52,9 @@ class Bench:
         )
         return target
 
-    def export(self, name: str, checkpoint: str | Path, precision: str) -> Result:
-        """The exporter's result; the bundle lies in WORKDIR/models/NAME/1."""
-        target = self.workdir / "models" / name / "1"
+    def export(self, repository: str, name: str, checkpoint: str | Path, precision: str) -> Result:
+        """The exporter's result; the bundle lies in WORKDIR/REPOSITORY/NAME/1."""
+        target = self.workdir / repository / name / "1"
         given = [f"--data_dir={self.data_dir}"] if self.data_dir else []
         return self.steps.run(
             f"export {name}",

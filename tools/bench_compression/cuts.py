@@ -12,7 +12,7 @@ from tools.bench_compression.torch_peer import METHODS
 
 OURS, UNIFORM, PEER = "ours, budget search", "ours, uniform", "Torch-Pruning"
 # What the recipe calls the two ways to spend a budget, and what ends a compression with the cut.
-_SEARCH: dict[str, tuple[str, ...]] = {OURS: (), UNIFORM: ()}
+_SEARCH = {OURS: ("--config.search=budget",), UNIFORM: ("--config.search=uniform",)}
 _CUT_ONLY: tuple[str, ...] = ()
 _AGREES = 1e-3  # of top-1: the peer's count and ours on its weights; ties of rounding, not another model
 
@@ -71,20 +71,20 @@ def peers(bench: Bench, fractions: Sequence[float], calibrated: str, python: str
     """
     if not python:
         return []
-    folder = bench.workdir / "peer"
+    asked = ",".join(f"{fraction:g}" for fraction in fractions)
+    folder = bench.workdir / f"peer-{asked.replace(',', '-')}"
     inputs, weights, models = (folder / part for part in ("inputs", "weights", "models"))
     given = [f"--data_dir={bench.data_dir}"] if bench.data_dir else []
     bench.steps.run(
-        "peer inputs",
+        f"peer inputs {asked}",
         "tools.bench_compression.peer_inputs",
         f"--teacher={bench.teacher}",
         f"--cut={calibrated}",
         f"--output={inputs}",
         *given,
     )
-    asked = ",".join(f"{fraction:g}" for fraction in fractions)
     said = bench.steps.run(
-        "peer cuts",
+        f"peer cuts {asked}",
         "tools.bench_compression.torch_peer",
         f"--inputs={inputs}",
         f"--output={weights}",
@@ -92,7 +92,7 @@ def peers(bench: Bench, fractions: Sequence[float], calibrated: str, python: str
         python=python,
     )
     bench.steps.run(
-        "peer checkpoints",
+        f"peer checkpoints {asked}",
         "tools.bench_compression.peer_checkpoints",
         f"--teacher={bench.teacher}",
         f"--weights={weights}",

@@ -23,6 +23,7 @@ from tools.serving_process import serving
 NAME = "headline"
 TEACHER = "teacher"
 _WAYS = {"classify": "PNG bytes through Vision/Classify", "infer": "float32 tensors through ModelInfer"}
+_REPOSITORY = "served"  # nothing else may lie there: the server would load it
 _IMAGES = 512  # that are asked for over and over
 
 
@@ -67,12 +68,14 @@ def run(bench: Bench, flag: dict[str, Any]) -> dict[str, Any]:
     """Exports, serves, asks and measures; returns the record."""
     if not flag["student"]:
         raise UserError("headline needs --student, the checkpoint that is compared with --teacher")
-    exported = {TEACHER: bench.export(TEACHER, bench.teacher, "fp32")}
+    exported = {TEACHER: bench.export(_REPOSITORY, TEACHER, bench.teacher, "fp32")}
     for precision in precisions(flag["precision"]):
-        exported[f"student-{precision}"] = bench.export(f"student-{precision}", flag["student"], precision)
+        exported[f"student-{precision}"] = bench.export(
+            _REPOSITORY, f"student-{precision}", flag["student"], precision
+        )
     load = Load(flag["concurrency"], flag["images_per_request"], flag["window_s"], rounds=flag["rounds"])
     pictures, labels = report.test_images(bench.dataset, bench.data_dir)
-    with serving(bench.workdir / "models", bench.stop) as address, VisionClient(address) as client:
+    with serving(bench.workdir / _REPOSITORY, bench.stop) as address, VisionClient(address) as client:
         print("\n== accuracy: the test images as PNG bytes through Vision/Classify", file=sys.stderr)
         said = {name: serving_load.predictions(client, name, pictures) for name in exported}
         right = {

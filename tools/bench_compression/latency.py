@@ -118,7 +118,7 @@ def _shipped(bench: Bench, name: str, target: Path, precision: str) -> Path:
     bundles = sorted(path.parent for path in (target / "models").glob("*/*/manifest.json"))
     if bundles:
         return bundles[0]
-    bundle = bench.export(name, target, precision)["bundle"]
+    bundle = bench.export("models", name, target, precision)["bundle"]
     return Path(bundle)
 
 

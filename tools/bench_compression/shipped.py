@@ -50,7 +50,7 @@ def _measure(path: Path, dataset: str, data_dir: str, batch: int, threads: int) 
     runtime = open_runtime(model, file.runtime, threads)
     taken_ms = np.empty((_ROUNDS, _RUNS))
     one = {names[0]: np.repeat(inputs[:1], batch, axis=0)}
-    with progress(_ROUNDS + len(inputs) // _AT_ONCE, "measuring") as bar:
+    with progress(_ROUNDS + -(-len(inputs) // _AT_ONCE), "measuring") as bar:
         for _ in range(_WARM_UP):
             runtime.run(one)
         for turn in range(_ROUNDS):
