@@ -1,7 +1,7 @@
 """The teachers of the compression benchmarks: Fashion-MNIST in patches of 4×4, trained until 91 of 100 are right.
 
-    python -m trainer.main --config=configs/fashion_mnist_long.py:base --workdir=runs/base
-    python -m trainer.main --config=configs/fashion_mnist_long.py:large --workdir=runs/large
+python -m trainer.main --config=configs/fashion_mnist_long.py:base --workdir=runs/base
+python -m trainer.main --config=configs/fashion_mnist_long.py:large --workdir=runs/large
 """
 
 import ml_collections

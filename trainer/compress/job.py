@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ def compress(config: Compression, teacher_path: Path, workdir: Path) -> dict[str
     how = Repair(config.ridge, config.calibration.batch)
     model = description.require_vit(loaded.description, "compression")
     teacher = Teacher(model, loaded.params, images, how)
-    rounding = Rounding(config.round_mlp, config.round_head_dim)
+    rounding = Rounding(config.round_mlp, config.round_head_dim, config.round_width)
     goal = _check_goal(config, teacher.model, rounding)  # before what takes long
     scores = _scores(config, teacher)
     plan, candidates, met = _choose(config, teacher, scores, rounding, goal)
@@ -123,24 +124,29 @@ def _choose(
 ) -> tuple[Plan, list[Candidate], dict[str, object]]:
     """The plan, the candidates that were tried last, and how a measured budget was met."""
     judge = Judge(teacher)
-    if goal:
-        order = search.missed_least(teacher, judge)
-        spend = goal.spend
-        found, met = goals.reach(
-            goal,
-            teacher.model,
-            lambda limit: search.to_budget(teacher, scores, spend, limit, rounding, judge, order),
-        )
-        return found[0].plan, found, met
     cost, budget = _budget(config, teacher.model)
-    if budget:
-        order = search.missed_least(teacher, judge)
-        candidates = search.to_budget(teacher, scores, cost, budget, rounding, judge, order)
-        return candidates[0].plan, candidates, {}
+    if goal or budget:
+        spend = _spender(config, teacher, scores, rounding, judge)
+        if goal:
+            within = goal.spend
+            found, met = goals.reach(goal, teacher.model, lambda limit: spend(within, limit))
+            return found[0].plan, found, met
+        found = spend(cost, budget)
+        return found[0].plan, found, {}
     shape, has = config.shape, len(teacher.model.blocks)
     removed = has - shape.num_layers if shape.num_layers else 0
     dropped = set(search.missed_least(teacher, judge)[:removed]) if removed else set()
     return allocate.stated(teacher.model, scores, dropped, shape.num_heads, shape.mlp_dim), [], {}
+
+
+def _spender(
+    config: Compression, teacher: Teacher, scores: Scores, rounding: Rounding, judge: Judge
+) -> Callable[[Cost, int], list[Candidate]]:
+    """(cost, budget) → candidates, best first, by the search that `config` asks for."""
+    if config.search == "uniform":
+        return lambda cost, budget: search.uniform(teacher, scores, cost, budget, rounding, judge)
+    table = search.measure_losses(teacher, scores, judge)
+    return lambda cost, budget: search.to_budget(teacher, scores, table, cost, budget, rounding, judge)
 
 
 def _budget(config: Compression, teacher: description.ViT) -> tuple[Cost, int]:
