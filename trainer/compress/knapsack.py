@@ -23,12 +23,10 @@ def choose(costs: Sequence[Array], losses: Sequence[Array], budget: float) -> li
     """
     if budget < 0:
         return None
-    unit = max(budget / STEPS, np.finfo(float).tiny)
-    reach = np.full(STEPS + 1, np.inf)  # least loss so far by steps spent at most
-    reach[:] = 0.0
+    reach = np.zeros(STEPS + 1)  # least loss so far by steps spent at most
     choices = []
     for cost, loss in zip(costs, losses, strict=True):
-        steps = np.ceil(np.asarray(cost) / unit * (1 - 1e-12)).astype(int)
+        steps = _steps(cost, budget)
         best, chosen = np.full(STEPS + 1, np.inf), np.zeros(STEPS + 1, int)
         for option in np.flatnonzero(steps <= STEPS):
             here = np.full(STEPS + 1, np.inf)
@@ -44,3 +42,11 @@ def choose(costs: Sequence[Array], losses: Sequence[Array], budget: float) -> li
         found.append(int(chosen[left]))
         left -= int(steps[found[-1]])
     return found[::-1]
+
+
+def _steps(cost: Array, budget: float) -> Array:
+    """Costs in whole steps, (options,); one step more than there are for what is above the budget."""
+    shares = np.where(cost > budget, np.inf, np.asarray(cost) / budget if budget else 0.0)
+    return np.minimum(np.ceil(shares * STEPS * (1 - 1e-12)), STEPS + 1).astype(
+        int
+    )  # less the rounding of the division

@@ -14,9 +14,7 @@ from trainer.compress.scores import Scores, ones
 from trainer.description import Block, ViT, macs, param_count, uniform
 
 TEACHER = dataclasses.replace(SMALL, blocks=uniform(3, 4, 10, 40))
-ROUNDING = Rounding(mlp=8, head_dim=4)
-SPENDERS = (allocate.greedy, allocate.uniform)
-Spender = Callable[..., Plan | None]
+ROUNDING = Rounding(mlp=8, head_dim=4, width=4)
 
 
 @functools.cache
@@ -32,22 +30,19 @@ def _scores(model: ViT = TEACHER) -> Scores:
     return found
 
 
-def _spend(
-    spender: Spender, budget: float, cost: Callable[[ViT], int] = param_count, model: ViT = TEACHER
-) -> Plan:
-    plan = spender(model, identity(model), _scores(model), cost, int(budget * cost(model)), ROUNDING)
+def _spend(budget: float, cost: Callable[[ViT], int] = param_count, model: ViT = TEACHER) -> Plan:
+    plan = allocate.uniform(model, identity(model), _scores(model), cost, int(budget * cost(model)), ROUNDING)
     assert plan is not None
     return plan
 
 
 @pytest.mark.parametrize("cost", [param_count, macs])
-@pytest.mark.parametrize("spender", SPENDERS)
 @pytest.mark.parametrize("model", [TEACHER, UNEVEN], ids=["even", "uneven"])
 def test_a_plan_costs_at_most_its_budget_and_size_never_grows_as_the_budget_falls(
-    model: ViT, spender: Spender, cost: Callable[[ViT], int]
+    model: ViT, cost: Callable[[ViT], int]
 ) -> None:
     budgets = (0.99, 0.9, 0.8, 0.7, 0.65, 0.6)
-    shapes = [_spend(spender, budget, cost, model).shape_of(model) for budget in budgets]
+    shapes = [_spend(budget, cost, model).shape_of(model) for budget in budgets]
     for budget, shape, larger in zip(budgets, shapes, [model, *shapes]):
         assert cost(shape) <= int(budget * cost(model))
         assert param_count(shape) <= param_count(larger)
@@ -56,22 +51,10 @@ def test_a_plan_costs_at_most_its_budget_and_size_never_grows_as_the_budget_fall
             assert all(a <= b for a, b in zip(dataclasses.astuple(small), dataclasses.astuple(large)))
 
 
-def test_greedy_leaves_no_more_of_the_budget_unused_than_its_largest_step() -> None:
-    head = param_count(TEACHER) - param_count(
-        dataclasses.replace(TEACHER, blocks=(Block(3, 10, 10, 40), *TEACHER.blocks[1:]))
-    )
-    for budget in (0.8, 0.65, 0.5, 0.3):
-        unused = int(budget * param_count(TEACHER)) - param_count(
-            _spend(allocate.greedy, budget).shape_of(TEACHER)
-        )
-        assert 0 <= unused < head
-
-
-@pytest.mark.parametrize("spender", SPENDERS)
-def test_what_was_cut_is_a_multiple_of_the_rounding(spender: Spender) -> None:
+def test_what_was_cut_is_a_multiple_of_the_rounding() -> None:
     touched = set()
     for budget in (0.9, 0.6, 0.4):
-        for layer in _spend(spender, budget).layers:
+        for layer in _spend(budget).layers:
             for size, full, multiple in (
                 (layer.qk_dim, 10, 4),
                 (layer.v_dim, 10, 4),
@@ -82,46 +65,21 @@ def test_what_was_cut_is_a_multiple_of_the_rounding(spender: Spender) -> None:
     assert touched - {10, 40}  # something was cut
 
 
-def test_at_the_smallest_every_block_keeps_a_head_some_dims_and_some_neurons() -> None:
-    least = dataclasses.replace(TEACHER, blocks=(Block(1, 4, 4, 8),) * 3)
-    plan = allocate.greedy(TEACHER, identity(TEACHER), _scores(), param_count, param_count(least), ROUNDING)
-    assert plan is not None
-    assert plan.shape_of(TEACHER) == least
-    for layer in plan.layers:
-        own = _scores()[str(layer.source)]
-        assert layer.heads == (int(np.argmax(own["heads"])),)
-        assert layer.neurons == tuple(sorted(np.argsort(-own["mlp"])[:8]))
-
-
-@pytest.mark.parametrize("spender", SPENDERS)
-def test_a_budget_below_the_smallest_layers_gives_no_plan(spender: Spender) -> None:
-    assert spender(TEACHER, identity(TEACHER), _scores(), param_count, 100, ROUNDING) is None
-
-
-def test_greedy_gives_up_what_scores_nothing_first() -> None:
-    scores = {
-        index: {name: np.array(value) for name, value in own.items()} for index, own in _scores().items()
-    }
-    scores["1"]["mlp"][8:16] = 0
-    one_step = param_count(TEACHER) - 1
-    plan = allocate.greedy(TEACHER, identity(TEACHER), scores, param_count, one_step, ROUNDING)
-    assert plan is not None
-    assert [len(layer.neurons) for layer in plan.layers] == [40, 32, 40]
-    assert not set(plan.layers[1].neurons) & set(range(8, 16))
+def test_a_budget_below_the_smallest_layers_gives_no_plan() -> None:
+    assert allocate.uniform(TEACHER, identity(TEACHER), _scores(), param_count, 100, ROUNDING) is None
 
 
 def test_uniform_keeps_every_head_and_the_same_sizes_everywhere() -> None:
-    plan = _spend(allocate.uniform, 0.5)
+    plan = _spend(0.5)
     assert len({layer.block for layer in plan.layers}) == 1
     assert all(layer.heads == (0, 1, 2, 3) for layer in plan.layers)
 
 
 def test_layers_that_were_dropped_stay_dropped() -> None:
-    for spender in SPENDERS:
-        layers = without_layers(identity(TEACHER), {1})
-        plan = spender(TEACHER, layers, _scores(), param_count, param_count(TEACHER) // 2, ROUNDING)
-        assert plan is not None
-        assert [layer.source for layer in plan.layers] == [0, 2]
+    layers = without_layers(identity(TEACHER), {1})
+    plan = allocate.uniform(TEACHER, layers, _scores(), param_count, param_count(TEACHER) // 2, ROUNDING)
+    assert plan is not None
+    assert [layer.source for layer in plan.layers] == [0, 2]
 
 
 def test_of_equal_scores_the_first_are_kept_in_their_order() -> None:
@@ -152,6 +110,14 @@ def test_a_stated_shape_above_the_teacher_is_refused_with_both_numbers(
         allocate.stated(TEACHER, _scores(), set(), **asked)
 
 
-def test_the_smallest_models_are_one_least_block_each_whatever_branches_it_has() -> None:
-    found = [shape.blocks for shape in allocate.smallest(UNEVEN, ROUNDING)]
-    assert found == [(Block(1, 4, 4, 8),), (Block(1, 4, 3, 0),), (Block(0, 0, 0, 8),), (Block(1, 2, 4, 7),)]
+def test_the_smallest_models_are_one_least_block_each_in_the_narrowest_stream() -> None:
+    found = allocate.smallest(UNEVEN, ROUNDING)
+    blocks = [(Block(1, 4, 4, 8),), (Block(1, 4, 3, 0),), (Block(0, 0, 0, 8),), (Block(1, 2, 4, 7),)]
+    assert [shape.blocks for shape in found] == blocks
+    assert {shape.width for shape in found} == {4}
+
+
+def test_widths_are_multiples_of_the_rounding_and_the_teachers_own() -> None:
+    assert allocate.widths(dataclasses.replace(SMALL, width=18), ROUNDING) == [4, 8, 12, 16, 18]
+    headless = dataclasses.replace(SMALL, num_classes=0)
+    assert allocate.widths(headless, ROUNDING) == [16]  # its stream is its answer

@@ -16,7 +16,7 @@ from trainer.compress.latency import Setting, Timing, graph_bytes, summary
 from trainer.compress.size import file_mib
 from trainer.description import Block, ViT, macs, uniform
 
-ROUNDING = Rounding(mlp=8, head_dim=4)
+ROUNDING = Rounding(mlp=8, head_dim=4, width=16)
 SETTING = Setting(1, 1, "fp32")
 MACHINE = {"cpu": "a", "features": "b", "runtime": "c"}
 
