@@ -1,180 +1,134 @@
-"""One compression: teacher's checkpoint in, cut and repaired checkpoint, plan, scores and report out."""
+"""One compression: score → search → cut → repair → distil → quantize → export → check → report.
 
-import dataclasses
-import hashlib
-import json
+    WORKDIR/scores.npz, search.json   what every unit matters, and what every plan that was judged is worth
+           /plan.json, checkpoints/   the plan that was chosen, and the cut and repaired model
+           /halving/, ladder/         short distillations that rank candidates; the rungs of a deep cut
+           /distil/                   the training of the cut model towards the teacher
+           /models/NAME/1             the bundle
+           /report.{md,json,html}     what was asked, what came out, and why; plots beside it
+           /compression.json, stages/ what this is a compression of, and what of it is done
+
+Run again with the same configuration, it goes on with the first stage that is not done.
+"""
+
 import time
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from serving import preprocess
-from serving.command import UserError
-from trainer import checkpoint, description
-from trainer.checkpoint import Loaded
-from trainer.compress import allocate, goals, report, search
-from trainer.compress import scores as scoring
-from trainer.compress.allocate import Cost, Rounding
-from trainer.compress.moments import Array
-from trainer.compress.plan import Plan
-from trainer.compress.repair import Repair, cut
-from trainer.compress.scores import Scores
-from trainer.compress.search import Candidate, Judge, Teacher
-from trainer.config import Compression, config_hash, resolved_text
-from trainer.data.datasets import open_dataset
-from trainer.data.source import Dataset
-from trainer.evaluation import check_classes
-
-_COSTS: dict[str, Cost] = {"params": description.param_count, "macs": description.macs}
+from trainer import description
+from trainer.compress import choosing, halving, ladder, report, shipping
+from trainer.compress.choosing import COSTS, Choice
+from trainer.compress.cutting import carry_out
+from trainer.compress.distilling import distil
+from trainer.compress.given import Given, open_given
+from trainer.compress.goals import Goal
+from trainer.compress.report.record import Record
+from trainer.compress.search import Candidate
+from trainer.compress.shipping import Limit
+from trainer.compress.stages import Result, Stages
+from trainer.compress.stopping import stoppable
+from trainer.config import Compression
 
 
 def compress(config: Compression, teacher_path: Path, workdir: Path) -> dict[str, object]:
-    """Cuts the teacher as `config` says and writes the result to `workdir`.
+    """Compresses the teacher as `config` says; everything lies in `workdir` afterwards.
 
-    Returns parameters and MACs before and after, asked and actual, and validation accuracy of the teacher, of the same cut
-    without repair, and of the result.
+    Returns parameters and MACs before and after, asked and actual, validation accuracy at every stage, and of a shipped bundle
+    what was measured.
 
     Raises:
-      UserError: for bad input, before anything is written.
+      UserError: for bad input, before anything is written; when the shipped bundle is not within the budget, after everything
+        is; and (code 42, or 130 after Ctrl-C) when asked to stop, with what is finished saved.
     """
-    began_s = time.monotonic()
-    if checkpoint.steps(workdir):
-        raise UserError(f"{workdir} already holds a checkpoint; give another --workdir or remove it")
-    loaded = checkpoint.load(teacher_path)
-    data = open_dataset(config.dataset, config.data_dir)
-    check_classes(loaded, data)
-    images, calibration_hash = _calibration(config, loaded, data)
-    how = Repair(config.ridge, config.calibration.batch)
-    model = description.require_vit(loaded.description, "compression")
-    teacher = Teacher(model, loaded.params, images, how)
-    rounding = Rounding(config.round_mlp, config.round_head_dim)
-    goal = _check_goal(config, teacher.model, rounding)  # before what takes long
-    scores = _scores(config, teacher)
-    plan, candidates, met = _choose(config, teacher, scores, rounding, goal)
-    params, remarks = cut(teacher.model, teacher.params, plan, images, how)
-    sliced, _ = cut(teacher.model, teacher.params, plan, images, dataclasses.replace(how, fit=False))
+    with stoppable(workdir):
+        given = open_given(config, teacher_path)
+        goal = choosing.check(given)  # before what takes long
+        hashes = {
+            "teacher": given.loaded.meta["weights_hash"],
+            "calibration images": given.calibration_hash,
+        }
+        stages = Stages(workdir, config, hashes)
+        with stages.forgotten_when_refused():
+            return _Job(given, goal, workdir, stages).run()
 
-    shape = plan.shape_of(teacher.model)
-    meta = {
-        **loaded.meta,
-        "stage": "pruned",
-        "dataset": data.name,
-        "fingerprint": data.fingerprint,
-        "data_dir": config.data_dir,
-        "config_text": resolved_text(config),
-        "config_hash": config_hash(config),
-        "next_example": 0,
-        "teacher_hash": loaded.meta["weights_hash"],
-        "calibration_hash": calibration_hash,
-        **({"budget": met} if met else {}),
-    }
-    card = checkpoint.Card(shape, loaded.preprocess, loaded.labels, meta)
-    accuracies = {
-        name: report.top1(model, weights, loaded.preprocess, data.validation, how.batch)
-        for name, model, weights in (
-            ("teacher", teacher.model, teacher.params),
-            ("cut without repair", shape, sliced),
-            ("cut and repaired", shape, params),
+
+class _Job:
+    """The stages in their order."""
+
+    def __init__(self, given: Given, goal: Goal | None, workdir: Path, stages: Stages) -> None:
+        self._given, self._goal, self._workdir, self._stages = given, goal, workdir, stages
+        self._began_s = time.monotonic()
+
+    def run(self) -> dict[str, object]:
+        """All of them up to `until`; what is finished is told as the result."""
+        config, run, at = self._given.config, self._stages.run, self._workdir
+        choice = self._search(self._given, self._goal, at, "search")
+        below, rungs = self._given, list[Result]()
+        if config.distil.rungs != 1 and config.distil.total_steps:
+            below, rungs = ladder.climb(self._given, choice, at / "ladder", self._stages)
+        if rungs:
+            goal = choosing.check(below)
+            choice = self._search(below, goal, at / "ladder" / "last", "last-rung-search")
+        ranks, chosen = self._ranked(below, choice)
+        met, plan = choice.met, chosen.plan
+        cut = run("cut", lambda: carry_out(below, plan, met, at))
+        accuracies, student = dict(cut["validation_top1"]), at
+        if rungs:  # what the last cut began with is no teacher
+            accuracies["last rung"] = accuracies["teacher"]
+            accuracies["teacher"] = choosing.teacher_top1(self._given)
+        if config.until != "cut" and config.distil.total_steps:
+            trained = run("distil", lambda: distil(below, at, at / "distil", config.distil.total_steps))
+            accuracies["distilled"], student = trained["validation_top1"], at / "distil"
+        shipped, limits = self._ship(student) if config.until == "export" else ({}, [])
+        if shipped:
+            accuracies["shipped"] = shipped["top1"]
+        record = Record(
+            self._given, below, choice, chosen, ranks, rungs, accuracies, cut["remarks"], shipped, limits
         )
-    }
-    result = _result(config, teacher.model, shape, accuracies, remarks, time.monotonic() - began_s)
-    result |= {"budget": met} if met else {}
-    _write(workdir, plan, scores, report.markdown(result, plan, teacher.model, candidates))
-    checkpoint.save_model(workdir, card, params)  # last: a workdir with a checkpoint is a finished one
-    return {**result, "workdir": str(workdir)}
+        report.write(at, record, self._stages.seconds)
+        shipping.require(limits, str(shipped.get("bundle", "")))
+        return self._result(plan.shape_of(below.teacher.model), accuracies, cut["remarks"], met, shipped)
 
+    def _search(self, given: Given, goal: Goal | None, folder: Path, name: str) -> Choice:
+        found = self._stages.run(name, lambda: choosing.choose(given, goal, folder).to_json())
+        return Choice.from_json(found)
 
-def _calibration(config: Compression, loaded: Loaded, data: Dataset) -> tuple[Array, str]:
-    """Normalised training images chosen by the seed, as evaluation prepares them, and the sha256 of their pixels."""
-    available, asked = len(data.train.images), config.calibration.examples
-    if asked > available:
-        raise UserError(
-            f"calibration.examples={asked} is above the {available} training images of {data.name}; give fewer"
-        )
-    chosen = np.random.RandomState(config.seed).permutation(available)[:asked]
-    fitted = np.stack(
-        [preprocess.fit(data.train.images[index], loaded.preprocess) for index in np.sort(chosen)]
-    )
-    return preprocess.normalise(fitted, loaded.preprocess), hashlib.sha256(fitted.tobytes()).hexdigest()
+    def _ranked(self, given: Given, choice: Choice) -> tuple[list[Result], Candidate]:
+        """The rows of successive halving, if it was asked for, and the candidate that is taken."""
+        field = choice.candidates[: given.config.halving.candidates]
+        if len(field) < 2:
+            return [], choice.candidates[0]
+        rows = halving.race(given, field, self._workdir / "halving", self._stages)
+        return rows, field[rows[0]["before"]]
 
+    def _ship(self, student: Path) -> tuple[Result, list[Limit]]:
+        given, run = self._given, self._stages.run
+        exported = run("export", lambda: shipping.export(given, student, self._workdir))
+        # Measured every time: a report says what is, on the machine where it is asked for.
+        shipped = shipping.measure(given, Path(exported["bundle"]))
+        return shipped, shipping.limits(given, shipped)
 
-def _scores(config: Compression, teacher: Teacher) -> Scores:
-    return scoring.score(
-        teacher.model, teacher.params, teacher.images, config.score, config.seed, teacher.how.batch
-    )
-
-
-def _check_goal(config: Compression, teacher: description.ViT, rounding: Rounding) -> goals.Goal | None:
-    """Refuses a budget or a shape that no cut of the teacher has; a budget that must be measured becomes a goal."""
-    cost, budget = _budget(config, teacher)
-    if budget:
-        search.check_budget(teacher, cost, budget, rounding)
-    heads, neurons = ([getattr(block, name) for block in teacher.blocks] for name in ("num_heads", "mlp_dim"))
-    most = {"num_layers": len(teacher.blocks), "num_heads": max(heads), "mlp_dim": max(neurons)}
-    for name, has in most.items():
-        asked = getattr(config.shape, name)
-        if asked > has:
-            raise UserError(f"shape.{name}={asked} is above the teacher's {has}; cutting only makes smaller")
-    return goals.of(config.budget, teacher, rounding)
-
-
-def _choose(
-    config: Compression, teacher: Teacher, scores: Scores, rounding: Rounding, goal: goals.Goal | None
-) -> tuple[Plan, list[Candidate], dict[str, object]]:
-    """The plan, the candidates that were tried last, and how a measured budget was met."""
-    judge = Judge(teacher)
-    if goal:
-        order = search.missed_least(teacher, judge)
-        spend = goal.spend
-        found, met = goals.reach(
-            goal,
-            teacher.model,
-            lambda limit: search.to_budget(teacher, scores, spend, limit, rounding, judge, order),
-        )
-        return found[0].plan, found, met
-    cost, budget = _budget(config, teacher.model)
-    if budget:
-        order = search.missed_least(teacher, judge)
-        candidates = search.to_budget(teacher, scores, cost, budget, rounding, judge, order)
-        return candidates[0].plan, candidates, {}
-    shape, has = config.shape, len(teacher.model.blocks)
-    removed = has - shape.num_layers if shape.num_layers else 0
-    dropped = set(search.missed_least(teacher, judge)[:removed]) if removed else set()
-    return allocate.stated(teacher.model, scores, dropped, shape.num_heads, shape.mlp_dim), [], {}
-
-
-def _budget(config: Compression, teacher: description.ViT) -> tuple[Cost, int]:
-    """The cost that is limited and its limit; a value of at most 1 is a fraction of the teacher's cost."""
-    for name, cost in _COSTS.items():
-        value = getattr(config.budget, name)
-        if value:
-            return cost, int(value * cost(teacher)) if value <= 1 else int(value)
-    return description.param_count, 0
-
-
-def _result(
-    config: Compression,
-    teacher: description.ViT,
-    model: description.ViT,
-    top1: dict[str, float],
-    remarks: list[str],
-    seconds: float,
-) -> dict[str, object]:
-    sizes = {
-        name: {"teacher": cost(teacher), "asked": getattr(config.budget, name) or None, "actual": cost(model)}
-        for name, cost in _COSTS.items()
-    }
-    return {
-        "stage": "pruned",
-        **sizes,
-        "validation_top1": top1,
-        "remarks": remarks,
-        "seconds": round(seconds, 1),
-    }
-
-
-def _write(workdir: Path, plan: Plan, scores: Scores, text: str) -> None:
-    workdir.mkdir(parents=True, exist_ok=True)
-    np.savez(workdir / "scores.npz", **scoring.to_arrays(scores))  # type: ignore[arg-type]
-    (workdir / "plan.json").write_text(json.dumps(plan.to_json()) + "\n")
-    (workdir / "report.md").write_text(text)
+    def _result(
+        self,
+        model: description.ViT,
+        accuracies: dict[str, float],
+        remarks: list[str],
+        met: dict[str, Any],
+        shipped: Result,
+    ) -> dict[str, object]:
+        teacher, budget = self._given.teacher.model, self._given.config.budget
+        sizes = {
+            name: {"teacher": cost(teacher), "asked": getattr(budget, name) or None, "actual": cost(model)}
+            for name, cost in COSTS.items()
+        }
+        stage = "shipped" if shipped else "distilled" if "distilled" in accuracies else "pruned"
+        return {
+            "stage": stage,
+            **sizes,
+            "validation_top1": accuracies,
+            "remarks": remarks,
+            "seconds": round(time.monotonic() - self._began_s, 1),
+            **({"budget": met} if met else {}),
+            **({"shipped": shipped} if shipped else {}),
+            "workdir": str(self._workdir),
+        }
