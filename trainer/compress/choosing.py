@@ -69,6 +69,11 @@ def check(given: Given) -> Goal | None:
         asked = getattr(config.shape, name)
         if asked > has:
             raise UserError(f"shape.{name}={asked} is above the teacher's {has}; cutting only makes smaller")
+    if config.budget.min_top1 and config.budget.min_top1 > teacher_top1(given):
+        raise UserError(
+            f"budget.min_top1={config.budget.min_top1:g} is above the teacher's own {teacher_top1(given):.4f} on the "
+            "validation images; ask at most that"
+        )
     return goals.of(config.budget, teacher, given.rounding)
 
 

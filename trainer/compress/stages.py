@@ -94,7 +94,7 @@ def clear(folder: Path) -> None:
 
 
 def _refuse_other(workdir: Path, stored: Result, config: Compression, hashes: dict[str, str]) -> None:
-    refuse_changes(stored["config_text"], config, f"another compression ({workdir})", _MAY_CHANGE)
+    refuse_changes(stored["config_text"], config, "another compression", _MAY_CHANGE)
     for name, new in hashes.items():
         old = stored["hashes"].get(name, "none")
         if old != new:

@@ -12,11 +12,13 @@ def write(workdir: Path, record: Record, seconds: dict[str, float]) -> None:
     """Writes the report into `workdir`; `seconds` is what each stage took."""
     facts = {**record.to_json(), "seconds": seconds}
     write_text(workdir / "report.json", json.dumps(facts, indent=1) + "\n")
-    names = []
-    for name, draw in plots.PLOTS.items():
-        (workdir / f"{name}.png").write_bytes(draw(facts, plots.LIGHT))
-        names.append(name)
+    light, dark = (
+        {name: draw(facts, theme) for name, draw in plots.PLOTS.items()} for theme in (plots.LIGHT, plots.DARK)
+    )
+    for name, png in light.items():
+        (workdir / f"{name}.png").write_bytes(png)
     if record.sensitivity is not None:
         record.sensitivity.plot(workdir / "sensitivity.png")
-    write_text(workdir / "report.md", markdown.text(facts, names))
-    write_text(workdir / "report.html", page.html(facts, workdir))
+        light["sensitivity"] = (workdir / "sensitivity.png").read_bytes()
+    write_text(workdir / "report.md", markdown.text(facts, list(light)))
+    write_text(workdir / "report.html", page.html(facts, light, dark))

@@ -1,8 +1,8 @@
 """The report as one HTML page that needs nothing beside it: style and plots are in it. Light and dark, wide and narrow."""
 
 import base64
+from collections.abc import Mapping
 from html import escape
-from pathlib import Path
 
 from trainer.compress.report import plots
 from trainer.compress.report.tables import Facts, Table, notes, tables, verdict
@@ -30,17 +30,16 @@ th, td { text-align: left; padding: .35rem .7rem .35rem 0; border-bottom: 1px so
 th { color: var(--soft); font-weight: 600; } td { white-space: nowrap; }
 td:last-child { white-space: normal; min-width: 10rem; }
 tr.marked td { background: var(--mark); font-weight: 600; }
-img { max-width: 100%; height: auto; display: block; margin: 0 auto; border-radius: .4rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 0 1rem; }
+img { width: 100%; max-width: 36rem; height: auto; display: block; margin: 0 auto; border-radius: .4rem; }
 """.strip()
 
 
-def html(facts: Facts, workdir: Path) -> str:
-    """The page; a sensitivity plot is taken from `workdir`, where there is one."""
-    body = [_head(facts), *(_plot(facts, name) for name in plots.PLOTS)]
+def html(facts: Facts, light: Mapping[str, bytes], dark: Mapping[str, bytes]) -> str:
+    """The page; `light` and `dark` hold PNG plots by name, for either paper. One that is not in `dark` is shown as it is."""
+    drawings = "".join(_plot(name, png, dark.get(name)) for name, png in light.items())
+    body = [_head(facts), f'<div class="plots">{drawings}</div>']
     body += [_table(table) for table in tables(facts)]
-    drawn = workdir / "sensitivity.png"
-    if facts["sensitivity_text"] and drawn.is_file():
-        body.append(f"<section><h2>Sensitivity</h2>{_image(drawn.read_bytes(), 'sensitivity')}</section>")
     remarks = "".join(f"<p>{escape(note)}</p>" for note in notes(facts))
     body.append(f'<section class="soft"><h2>Notes</h2>{remarks}</section>')
     return (
@@ -89,16 +88,11 @@ def _short(value: float) -> str:
     return f"{value:g}"
 
 
-def _plot(facts: Facts, name: str) -> str:
-    draw = plots.PLOTS[name]
-    dark = _data(draw(facts, plots.DARK))
-    light = _image(draw(facts, plots.LIGHT), name)
-    source = f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-    return f"<section><h2>{escape(plots.TITLES[name])}</h2><picture>{source}{light}</picture></section>"
-
-
-def _image(png: bytes, name: str) -> str:
-    return f'<img alt="{escape(name)}" src="{_data(png)}">'
+def _plot(name: str, light: bytes, dark: bytes | None) -> str:
+    title = escape(plots.TITLES[name])
+    other = f'<source media="(prefers-color-scheme: dark)" srcset="{_data(dark)}">' if dark else ""
+    image = f'<img alt="{title}" src="{_data(light)}">'
+    return f"<section><h2>{title}</h2><picture>{other}{image}</picture></section>"
 
 
 def _data(png: bytes) -> str:

@@ -29,7 +29,7 @@ def _figure(theme: Theme, height: float) -> tuple[Any, Any]:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(6.4, height), layout="constrained", facecolor=theme.paper)
+    figure, axes = pyplot.subplots(figsize=(5.4, height), layout="constrained", facecolor=theme.paper)
     axes.set_facecolor(theme.paper)
     axes.tick_params(colors=theme.ink)
     for spine in axes.spines.values():
@@ -71,6 +71,8 @@ def pareto(facts: Facts, theme: Theme) -> bytes:
     axes.scatter(*_points(chosen), color=theme.marked, marker="*", s=190, zorder=3, label="chosen")
     if min(row["divergence"] for row in rows) > 0:
         axes.set_yscale("log")
+        for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            axis(lambda value, place: f"{value:.2g}")
     _label(axes, theme, "MACs, millions", "KL to the teacher, nats")
     _legend(axes, theme)
     return _png(figure)
@@ -149,4 +151,9 @@ def _attention(row: Facts) -> float:
 
 
 PLOTS: dict[str, Callable[[Facts, Theme], bytes]] = {"pareto": pareto, "accuracy": accuracy, "plan": plan}
-TITLES = {"pareto": "Candidates", "accuracy": "Accuracy by stage", "plan": "What stays of each layer"}
+TITLES = {
+    "pareto": "Candidates",
+    "accuracy": "Accuracy by stage",
+    "plan": "What stays of each layer",
+    "sensitivity": "Sensitivity",
+}
