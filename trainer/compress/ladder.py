@@ -45,15 +45,15 @@ def climb(given: Given, first: Choice, workdir: Path, stages: Stages) -> tuple[G
       UserError: as a search and a training do.
     """
     teacher = given.teacher.model
-    name = "params" if given.config.budget.params else "macs"
+    budget = given.config.budget
+    name = "params" if budget.params or budget.mib else "macs"  # what the budget is nearest to
     cost = COSTS[name]
     kept = cost(first.candidates[0].plan.shape_of(teacher)) / cost(teacher)
     rungs = count(given.config.distil.rungs, kept)
     rows, below = [], given
     for rung, fraction in enumerate(fractions(kept, rungs)[:-1], 1):
         folder = workdir / str(rung)
-        budget = _only(given.config.budget, name, int(fraction * cost(teacher)))
-        config = dataclasses.replace(given.config, budget=budget)
+        config = dataclasses.replace(given.config, budget=_only(budget, name, int(fraction * cost(teacher))))
         here = dataclasses.replace(below, config=config)
         row = stages.run(f"rung-{rung}", functools.partial(_rung, here, folder, stages))
         rows.append({"rung": rung, "kept": fraction, **row})
@@ -80,8 +80,8 @@ def _rung(given: Given, folder: Path, stages: Stages) -> dict[str, Any]:
 
 def _only(budget: Budget, name: str, limit: int) -> Budget:
     """The same budget with one limit, `limit` of `name`."""
-    none = dict.fromkeys(LIMITS, 0.0)
-    return dataclasses.replace(budget, **{**none, name: float(limit)})
+    limits: dict[str, Any] = {**dict.fromkeys(LIMITS, 0.0), name: float(limit)}
+    return dataclasses.replace(budget, **limits)
 
 
 def _absolute(given: Given) -> Compression:

@@ -13,7 +13,8 @@ def write(workdir: Path, record: Record, seconds: dict[str, float]) -> None:
     facts = {**record.to_json(), "seconds": seconds}
     write_text(workdir / "report.json", json.dumps(facts, indent=1) + "\n")
     light, dark = (
-        {name: draw(facts, theme) for name, draw in plots.PLOTS.items()} for theme in (plots.LIGHT, plots.DARK)
+        {name: draw(facts, theme) for name, draw in plots.PLOTS.items()}
+        for theme in (plots.LIGHT, plots.DARK)
     )
     for name, png in light.items():
         (workdir / f"{name}.png").write_bytes(png)

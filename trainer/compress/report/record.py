@@ -121,7 +121,7 @@ class Record:
         """Every plan that was judged, the cheapest first."""
         teacher, made_by = self.cut_from.teacher.model, {one.plan: one for one in self.choice.candidates}
         losses = dict(self.choice.judged) | {one.plan: one.divergence for one in self.choice.candidates}
-        rows = []
+        rows: list[Facts] = []
         for plan, loss in losses.items():
             model = plan.shape_of(teacher)
             rows.append(

@@ -1,6 +1,7 @@
 """The tables of a report, as rows of text: Markdown and the page show the same ones."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 Facts = dict[str, Any]
@@ -12,7 +13,7 @@ class Table:
 
     title: str
     columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
     marked: int = -1
 
 

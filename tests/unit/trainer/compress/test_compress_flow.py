@@ -200,7 +200,9 @@ def test_a_ladder_cuts_and_distils_rung_by_rung_to_the_budget(teacher: Path, tmp
     (rung,) = json.loads((tmp_path / "report.json").read_text())["rungs"]
     whole = description.param_count(SMALL)
     assert result["params"]["actual"] <= 0.6 * whole
-    assert result["params"]["actual"] < rung["params"] <= 0.6**0.5 * whole * 1.02  # what one cut gives is below 0.6
+    assert (
+        result["params"]["actual"] < rung["params"] <= 0.6**0.5 * whole * 1.02
+    )  # what one cut gives is below 0.6
     first = checkpoint.load(teacher).meta["weights_hash"]
     for folder in (tmp_path / "ladder" / "1" / "distil", tmp_path / "distil"):
         assert checkpoint.load_card(folder).meta["teacher_hash"] == first  # the teacher stays the first one

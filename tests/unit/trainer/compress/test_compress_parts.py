@@ -1,6 +1,7 @@
 """Stages, rungs, budgets of accuracy and limits, without a model."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,8 @@ def test_only_a_refusal_before_the_first_stage_is_done_is_forgotten(
 
 def test_a_refusal_after_a_stage_keeps_what_is_done(tmp_path: Path) -> None:
     stages = Stages(tmp_path, CONFIG, HASHES)
+    stages.run("search", dict)
     with pytest.raises(UserError), stages.forgotten_when_refused():
-        stages.run("search", dict)
         raise UserError("no room")
     assert (tmp_path / "compression.json").exists()
 
@@ -72,7 +73,7 @@ def test_no_rung_takes_more_than_a_third(kept: float, rungs: int) -> None:
     steps = [1.0, *ladder.fractions(kept, rungs)]
     assert steps[-1] == pytest.approx(kept)
     # float rounding of a third that is met exactly
-    assert all(after >= before * (2 / 3) * (1 - 1e-9) for before, after in zip(steps, steps[1:]))
+    assert all(after >= before * (2 / 3) * (1 - 1e-9) for before, after in itertools.pairwise(steps))
 
 
 def test_asked_rungs_are_given() -> None:
@@ -115,7 +116,9 @@ def test_what_is_within_every_limit_passes_and_each_miss_is_named() -> None:
     fine = [Limit("params", "params", 10, 10), Limit("min_top1", "top-1", 0.9, 0.9, at_least=True)]
     require(fine, "models/student/1")
     missed = [Limit("latency_p50_ms", "ms", 5, 5.2), Limit("min_top1", "top-1", 0.9, 0.89, at_least=True)]
-    with pytest.raises(UserError, match=r"latency_p50_ms=5 was asked, 5\.2 ms measured; budget\.min_top1=0\.9"):
+    with pytest.raises(
+        UserError, match=r"latency_p50_ms=5 was asked, 5\.2 ms measured; budget\.min_top1=0\.9"
+    ):
         require([*fine, *missed], "models/student/1")
 
 
