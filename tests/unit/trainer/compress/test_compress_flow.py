@@ -13,8 +13,9 @@ from serving.bundle import read_bundle
 from serving.command import ExitCode, UserError
 from tests.support.small_models import SMALL, save_digits
 from trainer import checkpoint, description
-from trainer.compress import distilling, search, shipping
+from trainer.compress import search, shipping
 from trainer.compress.__main__ import main
+from trainer.preemption import Preemption
 
 FLOW = (
     "--config=configs/compress.py",
@@ -40,9 +41,13 @@ def _run(teacher: Path, workdir: Path, *more: str) -> dict[str, Any]:
     return main([f"--checkpoint={teacher}", f"--workdir={workdir}", *FLOW, *more])
 
 
+def _never(*_: object) -> None:
+    pytest.fail("what is done is done again")
+
+
 @dataclasses.dataclass(frozen=True)
 class Flow:
-    """A flow that was stopped before its export and then run again; how it was stopped, and what it said in the end."""
+    """A flow that was stopped in its distillation and then run again; how it was stopped, and what it said in the end."""
 
     workdir: Path
     stopped: UserError
@@ -56,19 +61,30 @@ class Flow:
 
 @pytest.fixture(scope="module")
 def flow(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Flow:
-    workdir = tmp_path_factory.mktemp("small")
+    workdir, due = tmp_path_factory.mktemp("small"), Preemption.due
+
+    def asked_to_stop(self: Preemption, step: int) -> bool:
+        if step == 2:  # the short distillations end there: this is the long one
+            signal.raise_signal(signal.SIGTERM)
+        return due(self, step)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shipping, "export", lambda *_: signal.raise_signal(signal.SIGTERM))
+        patch.setattr(Preemption, "due", asked_to_stop)
         with pytest.raises(UserError) as stopped:
             _run(teacher, workdir)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distilling, "train", None)  # what is trained is not trained again
+        for name in ("compress.choosing.choose", "compress.halving._round", "compress.job.carry_out"):
+            patch.setattr(f"trainer.{name}", _never)
         return Flow(workdir, stopped.value, _run(teacher, workdir))
 
 
-def test_sigterm_ends_the_flow_with_the_code_that_asks_to_be_started_again(flow: Flow) -> None:
+def test_a_flow_that_was_stopped_in_its_distillation_goes_on_with_the_step_after(flow: Flow) -> None:
     assert flow.stopped.exit_code == ExitCode.PREEMPTED
-    assert f"what is finished is kept in {flow.workdir}; run the same command to go on" in str(flow.stopped)
+    assert str(flow.stopped) == (
+        f"preempted: saved step 2 in {flow.workdir / 'distil'}; run the same command to go on"
+    )
+    trained = json.loads((flow.workdir / "stages" / "distil.json").read_text())["result"]
+    assert (trained["resumed_from"], trained["steps"]) == (2, 4)
 
 
 def test_everything_lies_where_it_is_looked_for(flow: Flow) -> None:
