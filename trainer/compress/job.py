@@ -61,51 +61,75 @@ class _Job:
 
     def run(self) -> dict[str, object]:
         """All of them up to `until`; what is finished is told as the result."""
-        config, run, at = self._given.config, self._stages.run, self._workdir
-        choice = self._search(self._given, self._goal, at, "search")
-        below, rungs = self._given, list[Result]()
-        if config.distil.rungs != 1 and config.distil.total_steps:
-            below, rungs = ladder.climb(self._given, choice, at / "ladder", self._stages)
-        if rungs:
-            goal = choosing.check(below)
-            choice = self._search(below, goal, at / "ladder" / "last", "last-rung-search")
-        ranks, chosen = self._ranked(below, choice)
-        met, plan = choice.met, chosen.plan
-        cut = run("cut", lambda: carry_out(below, plan, met, at))
-        accuracies, student = dict(cut["validation_top1"]), at
-        if rungs:  # what the last cut began with is no teacher
-            accuracies["last rung"] = accuracies["teacher"]
-            accuracies["teacher"] = choosing.teacher_top1(self._given)
-        if config.until != "cut" and config.distil.total_steps:
-            trained = run("distil", lambda: distil(below, at, at / "distil", config.distil.total_steps))
-            accuracies["distilled"], student = trained["validation_top1"], at / "distil"
-        shipped, limits = self._ship(student) if config.until == "export" else ({}, [])
-        if shipped:
-            accuracies["shipped"] = shipped["top1"]
-        record = Record(
-            self._given, below, choice, chosen, ranks, rungs, accuracies, cut["remarks"], shipped, limits
-        )
+        below, goal, choice, rungs = self._descended()
+        ranks, chosen = self._ranked(below, goal, choice)
+        at, plan = self._workdir, chosen.plan
+        cut = self._stages.run("cut", lambda: carry_out(below, plan, choice.met, at))
+        top1 = self._top1(cut["validation_top1"], bool(rungs))
+        student = self._distilled(below, top1)
+        shipped, limits = self._shipped(student, top1)
+        remarks = cut["remarks"]
+        record = Record(self._given, below, choice, chosen, ranks, rungs, top1, remarks, shipped, limits)
         report.write(at, record, self._stages.seconds)
         shipping.require(limits, str(shipped.get("bundle", "")))
-        return self._result(plan.shape_of(below.teacher.model), accuracies, cut["remarks"], met, shipped)
+        return self._result(plan.shape_of(below.teacher.model), top1, remarks, choice.met, shipped)
+
+    def _descended(self) -> tuple[Given, Goal | None, Choice, list[Result]]:
+        """What the last cut begins with, and its candidates; the rows of the rungs before it, if there are any."""
+        given, at, distil = self._given, self._workdir, self._given.config.distil
+        choice = self._search(given, self._goal, at, "search")
+        if distil.rungs == 1 or not distil.total_steps:
+            return given, self._goal, choice, []
+        below, rungs = ladder.climb(given, choice, at / "ladder", self._stages)
+        if not rungs:
+            return given, self._goal, choice, []
+        goal = choosing.check(below)
+        return below, goal, self._search(below, goal, at / "ladder" / "last", "last-rung-search"), rungs
 
     def _search(self, given: Given, goal: Goal | None, folder: Path, name: str) -> Choice:
         found = self._stages.run(name, lambda: choosing.choose(given, goal, folder).to_json())
         return Choice.from_json(found)
 
-    def _ranked(self, given: Given, choice: Choice) -> tuple[list[Result], Candidate]:
+    def _ranked(self, given: Given, goal: Goal | None, choice: Choice) -> tuple[list[Result], Candidate]:
         """The rows of successive halving, if it was asked for, and the candidate that is taken."""
-        field = choice.candidates[: given.config.halving.candidates]
-        if len(field) < 2:
-            return [], choice.candidates[0]
+        first, *others = choice.candidates[: max(given.config.halving.candidates, 1)]
+        if others and goal:  # only the first was measured by the search
+            kept = self._stages.run("halving-field", lambda: {"kept": _within(goal, given, others)})["kept"]
+            others = [others[place] for place in kept]
+        if not others:
+            return [], first
+        field = [first, *others]
         rows = halving.race(given, field, self._workdir / "halving", self._stages)
-        return rows, field[rows[0]["before"]]
+        winner = field[rows[0]["before"]]
+        # From here on a place is one among all candidates.
+        return [{**row, "before": choice.candidates.index(field[row["before"]])} for row in rows], winner
 
-    def _ship(self, student: Path) -> tuple[Result, list[Limit]]:
-        given, run = self._given, self._stages.run
-        exported = run("export", lambda: shipping.export(given, student, self._workdir))
+    def _top1(self, cut: dict[str, float], laddered: bool) -> dict[str, float]:
+        """Top-1 by stage so far; what the last cut of a ladder began with is not the teacher."""
+        if not laddered:
+            return dict(cut)
+        return {"teacher": choosing.teacher_top1(self._given), "last rung": cut["teacher"]} | {
+            name: value for name, value in cut.items() if name != "teacher"
+        }
+
+    def _distilled(self, given: Given, top1: dict[str, float]) -> Path:
+        """Where the student lies: distilled, if that was asked for."""
+        at, steps = self._workdir, given.config.distil.total_steps
+        if given.config.until == "cut" or not steps:
+            return at
+        trained = self._stages.run("distil", lambda: distil(given, at, at / "distil", steps))
+        top1["distilled"] = trained["validation_top1"]
+        return at / "distil"
+
+    def _shipped(self, student: Path, top1: dict[str, float]) -> tuple[Result, list[Limit]]:
+        """What was measured of the bundle, and the limits that it is held to; nothing when the command ends before."""
+        given = self._given
+        if given.config.until != "export":
+            return {}, []
+        exported = self._stages.run("export", lambda: shipping.export(given, student, self._workdir))
         # Measured every time: a report says what is, on the machine where it is asked for.
         shipped = shipping.measure(given, Path(exported["bundle"]))
+        top1["shipped"] = shipped["top1"]
         return shipped, shipping.limits(given, shipped)
 
     def _result(
@@ -132,3 +156,9 @@ class _Job:
             **({"shipped": shipped} if shipped else {}),
             "workdir": str(self._workdir),
         }
+
+
+def _within(goal: Goal, given: Given, candidates: list[Candidate]) -> list[int]:
+    """The places of those that are measured within the goal."""
+    shapes = [one.plan.shape_of(given.teacher.model) for one in candidates]
+    return [place for place, shape in enumerate(shapes) if goal.measure(shape).value <= goal.asked]

@@ -48,7 +48,7 @@ def smallest(
         top1 = accuracy(found[0].plan)
         tried.append({"macs": found[0].cost, "top1": top1})
         if top1 >= least:
-            kept, high = found, budget
+            kept, high = found, found[0].cost
         else:
             low = budget
     if not kept:

@@ -19,7 +19,7 @@ class Table:
 
 def tables(facts: Facts) -> list[Table]:
     """All tables that have rows."""
-    made = (_sizes, _latency, _accuracy, _budget, _halving, _rungs, _plan, _candidates)
+    made = (_sizes, _latency, _accuracy, _budget, _bisection, _halving, _rungs, _plan, _candidates)
     return [table for table in (make(facts) for make in made) if table.rows]
 
 
@@ -98,6 +98,15 @@ def _budget(facts: Facts) -> Table:
     )
     columns = ("budget", "asked", "predicted", "measured", "spread", "searches", "on")
     return Table("How the budget was met", columns, [row])
+
+
+def _bisection(facts: Facts) -> Table:
+    met = facts["budget_search"]
+    rows = [
+        (_number(one["macs"]), _percent(one["top1"]), "yes" if one["top1"] >= met["asked"] else "no")
+        for one in met.get("tried", ())
+    ]
+    return Table("The fewest MACs that keep the accuracy", ("macs", "top-1 % without training", "kept"), rows)
 
 
 def _halving(facts: Facts) -> Table:
