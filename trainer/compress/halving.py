@@ -20,6 +20,7 @@ from trainer.compress.cutting import carry_out
 from trainer.compress.distilling import distil
 from trainer.compress.given import Given
 from trainer.compress.moments import Array
+from trainer.compress.plan import Plan
 from trainer.compress.search import Candidate, divergence
 from trainer.compress.stages import Stages
 from trainer.compress.validation import logits
@@ -42,18 +43,19 @@ class _Runner:
 def race(given: Given, candidates: list[Candidate], folder: Path, stages: Stages) -> list[dict[str, Any]]:
     """Ranks `candidates` (best first before) by short distillation, best first after; one row each.
 
-    A row has `before` (its place, from 0) and `rounds`: steps, KL to the teacher and top-1 after each.
+    A row has `before` (its place, from 0) and `rounds`: steps, KL to the teacher and top-1 after each, the first without any.
 
     Raises:
       UserError: as a training does.
     """
-    runners = [_Runner(place, folder / str(place), []) for place in range(len(candidates))]
-    for runner, candidate in zip(runners, candidates, strict=True):
-        stages.run(
-            f"halving-{runner.before}-cut",
-            functools.partial(carry_out, given, candidate.plan, {}, runner.newest),
-        )
     wanted = _said(given, given.loaded)
+    runners = []
+    for place, candidate in enumerate(candidates):
+        start = folder / str(place)
+        result = stages.run(
+            f"halving-{place}-cut", functools.partial(_cut, given, candidate.plan, start, wanted)
+        )
+        runners.append(_Runner(place, start, [result]))
     field, steps = runners, given.config.halving.steps
     for turn in range(max(math.ceil(math.log2(len(candidates))), 1)):
         with progress(len(field), "halving") as bar:
@@ -72,10 +74,19 @@ def race(given: Given, candidates: list[Candidate], folder: Path, stages: Stages
     ]
 
 
+def _cut(given: Given, plan: Plan, folder: Path, wanted: Array) -> dict[str, Any]:
+    carry_out(given, plan, {}, folder)
+    return _worth(given, folder, 0, wanted)
+
+
 def _round(given: Given, start: Path, workdir: Path, steps: int, wanted: Array) -> dict[str, Any]:
     distil(given, start, workdir, steps)
-    student = checkpoint.load(workdir)
-    found, labels = _said(given, student), given.data.validation.labels
+    return _worth(given, workdir, steps, wanted)
+
+
+def _worth(given: Given, path: Path, steps: int, wanted: Array) -> dict[str, Any]:
+    """What the model at `path` is worth after a round of `steps`."""
+    found, labels = _said(given, checkpoint.load(path)), given.data.validation.labels
     top1 = float(np.mean(found.argmax(axis=-1) == labels))
     return {"steps": steps, "divergence": divergence(wanted, found), "top1": top1}
 

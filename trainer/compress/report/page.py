@@ -30,7 +30,7 @@ th, td { text-align: left; padding: .35rem .7rem .35rem 0; border-bottom: 1px so
 th { color: var(--soft); font-weight: 600; } td { white-space: nowrap; }
 td:last-child { white-space: normal; min-width: 10rem; }
 tr.marked td { background: var(--mark); font-weight: 600; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 0 1rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 18.5rem), 1fr)); gap: 0 1rem; }
 img { width: 100%; max-width: 36rem; height: auto; display: block; margin: 0 auto; border-radius: .4rem; }
 """.strip()
 

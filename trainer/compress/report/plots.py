@@ -29,7 +29,7 @@ def _figure(theme: Theme, height: float) -> tuple[Any, Any]:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(5.4, height), layout="constrained", facecolor=theme.paper)
+    figure, axes = pyplot.subplots(figsize=(4.8, height), layout="constrained", facecolor=theme.paper)
     axes.set_facecolor(theme.paper)
     axes.tick_params(colors=theme.ink)
     for spine in axes.spines.values():
@@ -61,6 +61,8 @@ def _legend(axes: Any, theme: Theme) -> None:
 
 def pareto(facts: Facts, theme: Theme) -> bytes:
     """Every candidate by what it costs and how far it is from the teacher; the front, and what was chosen."""
+    from matplotlib import ticker
+
     figure, axes = _figure(theme, 4.0)
     rows = facts["candidates"]
     front = [row for row in rows if row["front"]]
@@ -71,8 +73,9 @@ def pareto(facts: Facts, theme: Theme) -> bytes:
     axes.scatter(*_points(chosen), color=theme.marked, marker="*", s=190, zorder=3, label="chosen")
     if min(row["divergence"] for row in rows) > 0:
         axes.set_yscale("log")
-        for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            axis(lambda value, place: f"{value:.2g}")
+        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_minor_locator(ticker.NullLocator())
+        axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
     _label(axes, theme, "MACs, millions", "KL to the teacher, nats")
     _legend(axes, theme)
     return _png(figure)

@@ -64,8 +64,8 @@ def _latency(facts: Facts) -> Table:
                     f"batch {one['batch']}, {one['threads']} threads, {one['where']}",
                 )
             )
-    columns = ("latency on the serving runtime", "p50 asked, ms", "p50 ms", "p99 ms", "spread", "where")
-    return Table("Latency", columns, rows)
+    columns = ("model", "p50 asked, ms", "p50 ms", "p99 ms", "spread", "where")
+    return Table("Latency on the serving runtime", columns, rows)
 
 
 def _accuracy(facts: Facts) -> Table:
@@ -123,7 +123,13 @@ def _halving(facts: Facts) -> Table:
         )
         for row in facts["halving"]
     ]
-    columns = ("candidate", "rank before", "KL before", "rank after", "KL and top-1 after each round")
+    columns = (
+        "candidate",
+        "rank before",
+        "KL in the search",
+        "rank after",
+        "KL and top-1 on validation images, after each round",
+    )
     return Table("Successive halving", columns, rows, 0)
 
 
