@@ -42,7 +42,8 @@ def compress(config: Compression, teacher_path: Path, workdir: Path) -> dict[str
     """
     with stoppable(workdir):
         given = open_given(config, teacher_path)
-        goal = choosing.check(given)  # before what takes long
+        shipping.check(config)  # this and the next before what takes long
+        goal = choosing.check(given)
         hashes = {
             "teacher": given.loaded.meta["weights_hash"],
             "calibration images": given.calibration_hash,

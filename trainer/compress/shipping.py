@@ -9,6 +9,7 @@ from google.protobuf import json_format
 
 from serving.command import UserError
 from serving.repository import LoadedModel, Repository
+from serving.runtime import cpu
 from serving.runtime.select import open_runtime
 from trainer import description
 from trainer.compress import goals, latency, profiles
@@ -16,6 +17,7 @@ from trainer.compress.choosing import COSTS, least_top1, limit_of
 from trainer.compress.given import Given
 from trainer.compress.latency import Setting, Timing
 from trainer.compress.stages import clear
+from trainer.config import Compression
 from trainer.description import ViT
 from trainer.export import job, subject
 from trainer.export.samples import DatasetSamples
@@ -43,6 +45,16 @@ class Limit:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {**dataclasses.asdict(self), "met": self.met}
+
+
+def check(config: Compression) -> None:
+    """Refuses a precision that this CPU cannot prove, before the work of hours.
+
+    Raises:
+      UserError: naming what the CPU lacks.
+    """
+    if config.until == "export" and config.shipped_precision == "int8":
+        cpu.require_cpu(cpu.INT8, "export.precision=int8", "take fp32, or end with until=distil")
 
 
 def export(given: Given, student: Path, workdir: Path) -> dict[str, Any]:
