@@ -43,11 +43,13 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         }
     )
     config.shape = ml_collections.ConfigDict({"num_layers": 0, "num_heads": 0, "mlp_dim": 0})
+    config.search = "budget"
     config.score = "fisher"
     config.calibration = ml_collections.ConfigDict({"examples": 1024, "batch": 128})
     config.ridge = 0.01
     config.round_mlp = 8
     config.round_head_dim = 4
+    config.round_width = 16
     config.halving = ml_collections.ConfigDict({"candidates": 0, "steps": 100})
     config.distil = _distil(dataset)
     config.export = ml_collections.ConfigDict(

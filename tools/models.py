@@ -12,7 +12,12 @@ from serving.command import UserError
 from trainer.description import Model, TwoTowers, macs, named, param_count, variant_names
 
 _BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
-_OURS = ("ViT-digits", "ViT-fashion")  # made for small pictures: sizes at 224 px say nothing of them
+_OURS = (
+    "ViT-digits",
+    "ViT-fashion",
+    "ViT-fashion_4",
+    "ViT-fashion_4-large",
+)  # made for small pictures: sizes at 224 px say nothing of them
 
 
 def main(argv: list[str]) -> dict[str, object]:

@@ -138,11 +138,12 @@ def _search(
 def _searcher(
     given: Given, scores: Scores, judge: RememberingJudge
 ) -> Callable[[Cost, int], list[Candidate]]:
-    """(cost, budget) → candidates within it, best first."""
-    order = search.missed_least(given.teacher, judge)
-    return lambda cost, budget: search.to_budget(
-        given.teacher, scores, cost, budget, given.rounding, judge, order
-    )
+    """(cost, budget) → candidates within it, best first, by the search that the configuration asks for."""
+    teacher, rounding = given.teacher, given.rounding
+    if given.config.search == "uniform":
+        return lambda cost, budget: search.uniform(teacher, scores, cost, budget, rounding, judge)
+    table = search.measure_losses(teacher, scores, judge)
+    return lambda cost, budget: search.to_budget(teacher, scores, table, cost, budget, rounding, judge)
 
 
 def _stated(given: Given, scores: Scores, judge: RememberingJudge) -> Candidate:

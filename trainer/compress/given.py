@@ -49,7 +49,7 @@ def open_given(config: Compression, path: Path) -> Given:
     data = open_dataset(config.dataset, config.data_dir)
     check_classes(loaded, data)
     images, calibration_hash = _calibration(config, loaded.preprocess, data)
-    rounding = Rounding(config.round_mlp, config.round_head_dim)
+    rounding = Rounding(config.round_mlp, config.round_head_dim, config.round_width)
     return Given(config, path, loaded, data, _teacher(config, loaded, images), rounding, calibration_hash)
 
 

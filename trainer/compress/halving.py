@@ -19,9 +19,10 @@ from trainer.checkpoint import Loaded
 from trainer.compress.cutting import carry_out
 from trainer.compress.distilling import distil
 from trainer.compress.given import Given
+from trainer.compress.losses import divergence
 from trainer.compress.moments import Array
 from trainer.compress.plan import Plan
-from trainer.compress.search import Candidate, divergence
+from trainer.compress.search import Candidate
 from trainer.compress.stages import Stages
 from trainer.compress.validation import logits
 

@@ -54,14 +54,17 @@ class Moments:
         covariance = squared - np.outer(inputs, inputs)
         return covariance, crossed - np.outer(inputs, targets), inputs + origin, targets + target_origin
 
-    def enough(self) -> bool:
-        """Whether there are rows enough to trust the covariance."""
-        return self._sums is not None and self.rows >= _ROWS_PER_DIM * len(self._sums[2])
+    def _dims(self) -> int:
+        return 0 if self._sums is None else len(self._sums[2])
 
-    def require_enough(self, what: str) -> None:
-        """Raises a UserError when the calibration set is too small for `what`."""
-        if not self.enough():
-            dims = 0 if self._sums is None else len(self._sums[2])
+    def enough(self, dims: int | None = None) -> bool:
+        """Whether there are rows enough to trust the covariance of `dims` inputs, or of all."""
+        return self._sums is not None and self.rows >= _ROWS_PER_DIM * (dims or self._dims())
+
+    def require_enough(self, what: str, dims: int | None = None) -> None:
+        """Raises a UserError when the calibration set is too small for `what`, which reads `dims` inputs, or all."""
+        if not self.enough(dims):
+            dims = dims or self._dims()
             raise UserError(
                 f"{what} has {dims} dimensions but calibration gives {self.rows} samples; "
                 f"at least {_ROWS_PER_DIM * dims} are needed: raise --config.calibration.examples"
@@ -72,9 +75,14 @@ class Moments:
         covariance, _, mean, _ = self._centred()
         return covariance, mean
 
-    def ridge(self, damping: float) -> tuple[Array, Array]:
-        """Kernel (A, T) and bias (T,) of the affine least-squares fit, with `damping` times the mean variance on the diagonal."""
+    def ridge(self, damping: float, used: Array | None = None) -> tuple[Array, Array]:
+        """Kernel (A, T) and bias (T,) of the affine least-squares fit, with `damping` times the mean variance on the diagonal.
+
+        Where `used` is given, the fit is on those inputs alone, and A is how many they are.
+        """
         covariance, crossed, mean, target_mean = self._centred()
+        if used is not None:
+            covariance, crossed, mean = covariance[np.ix_(used, used)], crossed[used], mean[used]
         variance = max(float(np.trace(covariance)) / len(covariance), np.finfo(np.float64).tiny)
         kernel = np.linalg.solve(covariance + damping * variance * np.eye(len(covariance)), crossed)
         return kernel.astype(np.float32), (target_mean - mean @ kernel).astype(np.float32)

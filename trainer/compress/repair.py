@@ -9,6 +9,8 @@ Shapes: B batch, T tokens, D width of the teacher, w of the student, N heads, V 
 """
 
 import dataclasses
+import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +19,14 @@ import numpy as np
 from trainer.compress import streams, width
 from trainer.compress.lowrank import cut_query_key, cut_value_output
 from trainer.compress.moments import Array, Moments
+from trainer.compress.padding import kept_heads, padded
 from trainer.compress.plan import Layer, Plan
 from trainer.description import Block, ViT
 from trainer.models.build import Params
 from trainer.models.vit import head_names
 
 _READER_DAMPING = 1e-4  # what readers see of a rotated stream are principal directions: all but uncorrelated
+_KEPT_BYTES = 2**30
 _HEAD_DAMPING = 1e-3  # the head reads few, well-spread features: a tenth of the branches' damping is enough
 
 
@@ -35,24 +39,49 @@ class Repair:
     fit: bool = True  # False slices and truncates only: the state of the art to compare with
 
 
+class Seen:
+    """What the teacher makes of calibration images: its stream between all branches, and the stream's principal directions.
+
+    With `keep`, streams stay in memory as long as they are few enough (`_KEPT_BYTES`), so that each cut need not make them anew.
+    """
+
+    def __init__(self, teacher: ViT, params: Params, images: Array, batch: int, keep: bool) -> None:
+        self._teacher, self._params, self._images, self._batch = teacher, params, images, batch
+        self._kept: list[Array] | None = None
+        branches = 1 + sum((block.num_heads > 0) + (block.mlp_dim > 0) for block in teacher.blocks)
+        needed_bytes = 4 * len(images) * teacher.num_tokens * teacher.width * branches
+        if keep and needed_bytes <= _KEPT_BYTES:
+            self._kept = list(self.walk())
+
+    def walk(self) -> Iterator[Array]:
+        """The stream (images, T, D) before the first branch and after each."""
+        if self._kept is not None:
+            return iter(self._kept)
+        return streams.walk(self._teacher, self._params, self._images, self._batch)
+
+    @functools.cached_property
+    def directions(self) -> Array:
+        """See `width.principal_directions`."""
+        return width.principal_directions(self._teacher, self.walk(), self._batch)
+
+
 def cut(
-    teacher: ViT, params: Params, plan: Plan, images: Array, how: Repair, directions: Array | None = None
+    teacher: ViT, params: Params, plan: Plan, images: Array, how: Repair, seen: Seen | None = None
 ) -> tuple[Params, list[str]]:
     """The parameters of `plan.shape_of(teacher)`, and remarks on what could not be fitted.
 
-    `images` are normalised calibration images (images, H, W, C); no label is used. `directions` are those of
-    `width.principal_directions`, found in the images where they are needed and not given.
+    `images` are normalised calibration images (images, H, W, C); no label is used. `seen` is what the teacher makes of them,
+    for those who cut often.
 
     Raises:
       UserError: when the width is impossible, or there are too few images for the sizes to be fitted.
     """
+    seen = seen or Seen(teacher, params, images, how.batch, keep=False)
     to_narrow = None
     if plan.width not in (0, teacher.width):
         width.check_width(teacher, plan.width)
-        if directions is None:
-            directions = width.principal_directions(teacher, params, images, how.batch)
-        to_narrow = width.projection(directions, plan.width)
-    walk = _Walk(teacher, params, to_narrow, images, how)
+        to_narrow = width.projection(seen.directions, plan.width)
+    walk = _Walk(teacher, params, to_narrow, seen.walk(), how)
     by_source = {layer.source: layer for layer in plan.layers}
     blocks = [walk.through(index, by_source.get(index)) for index in range(len(teacher.blocks))]
     kept = {
@@ -89,11 +118,11 @@ class _Walk:
     """Teacher and student streams on the calibration images, taken through the blocks together."""
 
     def __init__(
-        self, teacher: ViT, params: Params, to_narrow: Array | None, images: Array, how: Repair
+        self, teacher: ViT, params: Params, to_narrow: Array | None, walked: Iterator[Array], how: Repair
     ) -> None:
-        self._model, self._params, self._how = teacher, params, how
+        self._model, self._params, self._how, self._walked = teacher, params, how, walked
         self._narrow, self.start = teacher, params  # the student before its inner sizes are cut
-        self._teacher = self._student = streams.embed(teacher, params, images, how.batch)
+        self._teacher = self._student = next(walked)
         self._to_narrow = None if to_narrow is None else to_narrow.astype(np.float32)
         self._cut = self._to_narrow is not None  # whether anything so far differs from the teacher
         if to_narrow is not None:
@@ -105,41 +134,36 @@ class _Walk:
         original, block = self._params["blocks"][str(index)], self._model.blocks[index]
         left = layer.block if layer else Block(0, 0, 0, 0)
         if not self._cut and left == block:
-            self._advance_together(original, block)
+            self._advance_together(block)
             return original
         whole = self.start["blocks"][str(index)]
         if left.num_heads:
             whole = self._reread("norm1", whole, original)
         if block.num_heads:
-            self._teacher = self._add(streams.attention_branch, self._model, block, original, self._teacher)
+            self._teacher = next(self._walked)
         self._cut = self._cut or dataclasses.replace(left, mlp_dim=block.mlp_dim) != block
         student = select(whole, layer) if layer else {}
         if layer and left.num_heads:
             student = self._attention(student, whole, layer, block) if self._cut else student
-            self._student = self._add(streams.attention_branch, self._narrow, left, student, self._student)
+            self._add(streams.attention_branch, student, left, block)
         self._cut = True  # if the attention is whole, then the MLP was cut
         if layer and left.mlp_dim:
             student |= select(self._reread("norm2", whole, original), dataclasses.replace(layer, heads=()))
         if block.mlp_dim:
-            self._teacher = self._add(streams.mlp_branch, self._model, block, original, self._teacher)
+            self._teacher = next(self._walked)
         if left.mlp_dim:
-            student = self._mlp(student, left)
-            self._student = self._add(streams.mlp_branch, self._narrow, left, student, self._student)
+            student = self._mlp(student, left, block)
+            self._add(streams.mlp_branch, student, left, block)
         return student if layer else None
 
-    def _advance_together(self, params: Params, block: Block) -> None:
-        for exists, branch in (
-            (block.num_heads, streams.attention_branch),
-            (block.mlp_dim, streams.mlp_branch),
-        ):
+    def _advance_together(self, block: Block) -> None:
+        for exists in (block.num_heads, block.mlp_dim):
             if exists:
-                self._teacher = self._add(branch, self._model, block, params, self._teacher)
-        self._student = self._teacher
+                self._teacher = self._student = next(self._walked)
 
-    def _add(
-        self, branch: streams.BranchOf, model: ViT, block: Block, params: Params, stream: Array
-    ) -> Array:
-        return streams.add_branch(branch(model, block), params, stream, self._how.batch)
+    def _add(self, branch: streams.BranchOf, params: Params, left: Block, block: Block) -> None:
+        run, wide = branch(self._narrow, block), padded(params, left, block)
+        self._student = streams.add_branch(run, wide, self._student, self._how.batch)
 
     def _reread(self, norm: str, block: Params, original: Params) -> Params:
         """The student's `block` reading of its own stream what best tells the teacher's input of the same branch."""
@@ -175,25 +199,27 @@ class _Walk:
         params = {**params, "attention": attention}
         if not self._how.fit:
             return params
-        fit, branch = Moments(), streams.attention_branch(self._narrow, left)
+        fit, branch = Moments(), streams.attention_branch(self._narrow, block)
+        wide = padded(params, left, block)
         for rows in streams.batches(len(self._student), self._how.batch):
-            outputs = branch(params, self._student[rows])[1]["heads"]
+            outputs = branch(wide, self._student[rows])[1]["heads"]
             fit.add(outputs.reshape(*outputs.shape[:2], -1), self._lacking(rows))
-        fit.require_enough("the attention output")
-        kernel, bias = fit.ridge(self._how.ridge)
+        used = kept_heads(left, block)
+        fit.require_enough("the attention output", len(used))
+        kernel, bias = fit.ridge(self._how.ridge, used)
         out = {"kernel": kernel.reshape(left.num_heads, left.v_dim, -1), "bias": bias}
         return {**params, "attention": {**attention, "out": out}}
 
-    def _mlp(self, params: Params, left: Block) -> Params:
+    def _mlp(self, params: Params, left: Block, block: Block) -> Params:
         """The second dense layer fitted to the sequential target on the neurons that stay."""
         if not self._how.fit:
             return params
-        fit, branch = Moments(), streams.mlp_branch(self._narrow, left)
+        fit, branch = Moments(), streams.mlp_branch(self._narrow, block)
+        wide = padded(params, left, block)
         for rows in streams.batches(len(self._student), self._how.batch):
-            hidden = branch(params, self._student[rows])[1]["hidden"]
-            fit.add(hidden, self._lacking(rows))
-        fit.require_enough("the MLP")
-        kernel, bias = fit.ridge(self._how.ridge)
+            fit.add(branch(wide, self._student[rows])[1]["hidden"], self._lacking(rows))
+        fit.require_enough("the MLP", left.mlp_dim)
+        kernel, bias = fit.ridge(self._how.ridge, np.arange(left.mlp_dim))
         return {**params, "mlp": {**params["mlp"], "fc2": {"kernel": kernel, "bias": bias}}}
 
     def heads(self) -> tuple[Params, list[str]]:

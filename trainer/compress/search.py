@@ -1,27 +1,31 @@
-"""Chooses the plan for a budget by carrying candidates out, because what repair can mend no score knows.
+"""Chooses the plan for a budget: width by trying, everything else by dynamic programming over measured losses.
 
-Candidates: with all layers, and with the one or two that are missed least removed; each with the budget spent greedily by score
-and uniformly. Every candidate is cut and repaired on most of the calibration images; the one nearest to the teacher on the
-rest (KL of predictions, no labels) wins.
+For one width the best sizes of all branches follow from what each loses alone (`losses`, `spend`). How these cuts meet, and
+what the width costs, only a whole cut tells: the plan of each width that is tried is cut and repaired on most of the calibration
+images, and the one nearest to the teacher on the rest (KL of predictions, no labels) wins. Widths are tried outwards from a
+first guess while they get better.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
-import scipy.special
 
 from serving.command import UserError, progress
-from trainer.compress import allocate, streams
+from trainer.compress import allocate, losses, spend, streams
 from trainer.compress.allocate import Cost, Rounding
+from trainer.compress.losses import Losses, divergence
 from trainer.compress.moments import Array
+from trainer.compress.padding import padded_model
 from trainer.compress.plan import Plan, identity, without_layers
-from trainer.compress.repair import Repair, cut
+from trainer.compress.repair import Repair, Seen, cut
 from trainer.compress.scores import Scores
 from trainer.description import ViT
 from trainer.models.build import Params
 
-_HELD_OUT = 4  # one calibration batch in four judges, the others repair
-_DEPTHS = 3  # how many depths are tried, from the deepest that the budget allows
+_SEARCHED = 512  # calibration images that a search looks at; the chosen plan is repaired on all of them
+_HELD_OUT = 4  # one batch in four of these judges, the others repair
+_NARROWING = 0.4  # the first width to try keeps this power of what the budget keeps of the cost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,55 +48,64 @@ class Teacher:
     how: Repair
 
 
-def divergence(teacher: Array, student: Array) -> float:
-    """Mean KL(teacher ‖ student) in nats of two sets of logits (images, classes)."""
-    old, new = (scipy.special.log_softmax(logits, axis=-1) for logits in (teacher, student))
-    return float(np.mean(np.sum(np.exp(old) * (old - new), axis=-1)))
-
-
 class Judge:
-    """Cuts, repairs and judges plans on a split of the calibration images that stays the same for all."""
+    """Cuts, repairs and judges plans on a split of the calibration images that stays the same for all; each plan once."""
 
     def __init__(self, teacher: Teacher) -> None:
-        self._teacher = teacher
+        self._teacher, self._known = teacher, dict[Plan, float]()
         count = len(teacher.images)
         if count < _HELD_OUT:
             raise UserError(
                 f"{count} calibration images cannot be split into those that repair and those that judge; "
                 f"at least {_HELD_OUT} are needed: raise --config.calibration.examples"
             )
-        # Whole batches on either side: a shorter last batch would be compiled for every shape that is tried.
-        size = min(teacher.how.batch, count // _HELD_OUT)
-        held_out = np.arange(count) // size % _HELD_OUT == 0
-        self._fitted, self._held_out = teacher.images[~held_out], teacher.images[held_out]
-        self._wanted = streams.logits(teacher.model, teacher.params, self._held_out, teacher.how.batch)
+        # Whole batches on either side: a shorter last batch would be compiled for every width that is tried.
+        images = teacher.images[:_SEARCHED]
+        size = min(teacher.how.batch, len(images) // _HELD_OUT)
+        held_out = np.arange(len(images)) // size % _HELD_OUT == 0
+        self.fitted, self.held_out = images[~held_out], images[held_out]
+        self._wanted = streams.logits(teacher.model, teacher.params, self.held_out, teacher.how.batch)
+        self._seen = Seen(teacher.model, teacher.params, self.fitted, teacher.how.batch, keep=True)
 
     def __call__(self, plan: Plan) -> float:
         """KL of the repaired plan on images that repaired nothing."""
+        if plan not in self._known:
+            self._known[plan] = self._judge(plan)
+        return self._known[plan]
+
+    def _judge(self, plan: Plan) -> float:
         teacher = self._teacher
-        params, _ = cut(teacher.model, teacher.params, plan, self._fitted, teacher.how)
-        found = streams.logits(plan.shape_of(teacher.model), params, self._held_out, teacher.how.batch)
+        params, _ = cut(teacher.model, teacher.params, plan, self.fitted, teacher.how, self._seen)
+        found = streams.logits(*padded_model(teacher.model, plan, params), self.held_out, teacher.how.batch)
         return divergence(self._wanted, found)
 
 
 def missed_least(teacher: Teacher, judge: Judge) -> list[int]:
     """The layers in the order in which they are missed least: KL after removing one alone and repairing the rest."""
-    whole, losses = identity(teacher.model), []
+    whole, found = identity(teacher.model), []
     with progress(len(whole.layers), "depth") as bar:
         for layer in whole.layers:
-            losses.append(judge(without_layers(whole, {layer.source})))
+            found.append(judge(without_layers(whole, {layer.source})))
             bar.advance()
-    return [int(index) for index in np.argsort(losses, kind="stable")]
+    return [int(index) for index in np.argsort(found, kind="stable")]
+
+
+def measure_losses(teacher: Teacher, scores: Scores, judge: Judge) -> Losses:
+    """What each part of each layer loses by size, on the judge's split of the images."""
+    how = teacher.how
+    return losses.measure(
+        teacher.model, teacher.params, scores, judge.fitted, judge.held_out, how.batch, how.ridge
+    )
 
 
 def to_budget(
     teacher: Teacher,
     scores: Scores,
+    table: Losses,
     cost: Cost,
     budget: int,
     rounding: Rounding,
     judge: Judge,
-    order: list[int],
 ) -> list[Candidate]:
     """Candidates within `budget`, best first.
 
@@ -100,27 +113,62 @@ def to_budget(
       UserError: when the budget is above the teacher's cost or below what one block needs.
     """
     check_budget(teacher.model, cost, budget, rounding)
-    found: list[tuple[str, Plan]] = []
-    depths: set[int] = set()
-    for dropped in range(len(order)):
-        layers = without_layers(identity(teacher.model), set(order[:dropped]))
-        for name, allocation in (("greedy", allocate.greedy), ("uniform", allocate.uniform)):
-            plan = allocation(teacher.model, layers, scores, cost, budget, rounding)
-            if plan is not None and plan not in [other for _, other in found]:
-                found.append((f"{name}, {len(layers.layers)} layers", plan))
-                depths.add(dropped)
-        if len(depths) == _DEPTHS:
-            break
+    found: dict[int, Candidate] = {}
+
+    def attempt(width: int) -> float:
+        plan = spend.within(teacher.model, width, scores, table, cost, budget, rounding)
+        if plan is None:
+            return np.inf
+        spent = cost(plan.shape_of(teacher.model))
+        found[width] = Candidate(f"width {width}, sizes by losses", plan, spent, judge(plan))
+        return found[width].divergence
+
+    widths = allocate.widths(teacher.model, rounding)
+    guess = teacher.model.width * (budget / cost(teacher.model)) ** _NARROWING
+    first = int(np.argmin(np.abs(np.array(widths) - guess)))
+    with progress(len(widths), "widths") as bar:
+        descend(len(widths), first, lambda at: attempt(widths[at]), bar.advance)
     if not found:
         raise UserError(
             f"budget {budget:,} cannot be met with whole blocks of this teacher; raise it a little"
         )
-    candidates = []
-    with progress(len(found), "candidates") as bar:
-        for name, plan in found:
-            candidates.append(Candidate(name, plan, cost(plan.shape_of(teacher.model)), judge(plan)))
-            bar.advance()
-    return sorted(candidates, key=lambda candidate: candidate.divergence)
+    return sorted(found.values(), key=lambda candidate: candidate.divergence)
+
+
+def descend(count: int, start: int, loss: Callable[[int], float], after: Callable[[], None]) -> None:
+    """Asks for the loss of `start` of `count` and of its neighbours, in either direction while it does not rise.
+
+    An infinite loss is one that nothing is known of: below it there may be more, above it there is none.
+    """
+    first = loss(start)
+    after()
+    for step, places in ((-1, range(start - 1, -1, -1)), (1, range(start + 1, count))):
+        last = first
+        for place in places:
+            if np.isinf(last) and step > 0:
+                break
+            here = loss(place)
+            after()
+            if here > last:
+                break
+            last = here
+
+
+def uniform(
+    teacher: Teacher, scores: Scores, cost: Cost, budget: int, rounding: Rounding, judge: Judge
+) -> list[Candidate]:
+    """The one candidate that keeps the same fraction of everything in every layer, at the teacher's width and depth.
+
+    Raises:
+      UserError: as `to_budget`.
+    """
+    check_budget(teacher.model, cost, budget, rounding)
+    plan = allocate.uniform(teacher.model, identity(teacher.model), scores, cost, budget, rounding)
+    if plan is None:
+        raise UserError(
+            f"budget {budget:,} cannot be met by cutting all layers alike; search=budget also cuts width and depth"
+        )
+    return [Candidate("uniform", plan, cost(plan.shape_of(teacher.model)), judge(plan))]
 
 
 def check_budget(teacher: ViT, cost: Cost, budget: int, rounding: Rounding) -> None:

@@ -25,7 +25,8 @@ BranchOf = Callable[[ViT, Block], Branch]
 
 def attention_branch(model: ViT, block: Block) -> Branch:
     """(block's parameters, stream (B, T, D)) → (what attention adds, taps), compiled once per shape."""
-    return _compiled_attention(dataclasses.replace(model, blocks=()), block)
+    run = _compiled_attention(dataclasses.replace(model, blocks=()), dataclasses.replace(block, mlp_dim=0))
+    return lambda params, x: run({name: params[name] for name in ("norm1", "attention")}, x)
 
 
 @functools.lru_cache(maxsize=128)
@@ -33,14 +34,15 @@ def _compiled_attention(model: ViT, block: Block) -> Branch:
     return jax.jit(lambda params, x: bind_block(model, block, params).attend(x))
 
 
+def mlp_branch(model: ViT, block: Block) -> Branch:
+    """(block's parameters, stream (B, T, D)) → (what the MLP adds, taps), compiled once per shape."""
+    run = _compiled_mlp(dataclasses.replace(model, blocks=()), Block(0, 0, 0, block.mlp_dim))
+    return lambda params, x: run({name: params[name] for name in ("norm2", "mlp")}, x)
+
+
 @functools.lru_cache(maxsize=128)
 def _compiled_mlp(model: ViT, block: Block) -> Branch:
     return jax.jit(lambda params, x: bind_block(model, block, params).transform(x))
-
-
-def mlp_branch(model: ViT, block: Block) -> Branch:
-    """(block's parameters, stream (B, T, D)) → (what the MLP adds, taps), compiled once per shape."""
-    return _compiled_mlp(dataclasses.replace(model, blocks=()), block)
 
 
 @jax.jit
@@ -77,6 +79,18 @@ def add_branch(branch: Branch, params: Params, stream: Array, size: int) -> Arra
     return stream + _in_batches(lambda params, x: branch(params, x)[0], params, stream, size)
 
 
+def walk(model: ViT, params: Params, images: Array, size: int) -> Iterator[Array]:
+    """The stream before the first branch, and after each one."""
+    stream = embed(model, params, images, size)
+    yield stream
+    for index, block in enumerate(model.blocks):
+        own = params["blocks"][str(index)]
+        for exists, branch in ((block.num_heads, attention_branch), (block.mlp_dim, mlp_branch)):
+            if exists:
+                stream = add_branch(branch(model, block), own, stream, size)
+                yield stream
+
+
 def features(model: ViT, params: Params, stream: Array, size: int) -> Array:
     """What each head reads, (images, R, D), of the stream after the last block."""
     bare = dataclasses.replace(model, blocks=())
@@ -85,13 +99,7 @@ def features(model: ViT, params: Params, stream: Array, size: int) -> Array:
 
 def logits(model: ViT, params: Params, images: Array, size: int) -> Array:
     """Normalised images → logits (images, classes), branch by branch: shares what is compiled with the repair."""
-    stream = embed(model, params, images, size)
-    for index, block in enumerate(model.blocks):
-        own = params["blocks"][str(index)]
-        if block.num_heads:
-            stream = add_branch(attention_branch(model, block), own, stream, size)
-        if block.mlp_dim:
-            stream = add_branch(mlp_branch(model, block), own, stream, size)
+    *_, stream = walk(model, params, images, size)
     read = features(model, params, stream, size)
     said = [said_by(params[name], read[:, index]) for index, name in enumerate(head_names(model))]
     return np.mean(said, axis=0)

@@ -9,6 +9,7 @@ At w = D nothing changes but the basis.
 Shapes: B batch, T tokens, D width of the teacher, w of the student.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -39,28 +40,18 @@ def check_width(teacher: ViT, width: int) -> None:
         raise UserError("a model without a head gives out its stream; the width of that cannot be cut")
 
 
-def principal_directions(teacher: ViT, params: Params, images: Array, size: int) -> Array:
+def principal_directions(teacher: ViT, stream: Iterable[Array], size: int) -> Array:
     """Orthonormal zero-sum directions (D, D - 1) by the energy of centred, scaled tokens in them, largest first.
 
-    Every LayerNorm counts the same, the last one with those tokens that the heads read.
+    `stream` is the teacher's on calibration images, before the first branch and after each (`streams.walk`). Every LayerNorm
+    counts the same, the last one with those tokens that the heads read.
     """
-    centred = isometry(teacher.width)
-    energy = centred.T @ _energy(teacher, params, images, size) @ centred
-    return np.asarray(centred @ np.linalg.eigh(energy)[1][:, ::-1])
-
-
-def _energy(teacher: ViT, params: Params, images: Array, size: int) -> Array:
-    """The mean second moment (D, D) of what LayerNorms give out before scale and bias."""
-    stream, total = streams.embed(teacher, params, images, size), np.zeros((teacher.width, teacher.width))
-    for index, block in enumerate(teacher.blocks):
-        own = params["blocks"][str(index)]
-        if block.num_heads:
-            total += _second_moment(teacher, stream, size)
-            stream = streams.add_branch(streams.attention_branch(teacher, block), own, stream, size)
-        if block.mlp_dim:
-            total += _second_moment(teacher, stream, size)
-            stream = streams.add_branch(streams.mlp_branch(teacher, block), own, stream, size)
-    return total + _second_moment(teacher, stream[:, : teacher.num_prefix or None], size)
+    centred, total = isometry(teacher.width), np.zeros((teacher.width, teacher.width))
+    branches = sum((block.num_heads > 0) + (block.mlp_dim > 0) for block in teacher.blocks)
+    for read, tokens in enumerate(stream):
+        last = read == branches
+        total += _second_moment(teacher, tokens[:, : teacher.num_prefix or None] if last else tokens, size)
+    return np.asarray(centred @ np.linalg.eigh(centred.T @ total @ centred)[1][:, ::-1])
 
 
 def _second_moment(teacher: ViT, stream: Array, size: int) -> Array:

@@ -7,6 +7,7 @@ from trainer.config.experiment import Experiment, MeshShape
 from trainer.config.fields import ConfigError, Problems
 
 SCORES = ("fisher", "taylor")
+SEARCHES = ("budget", "uniform")
 PRECISIONS = ("fp32", "int8")
 SIZES = ("params", "macs")  # limits that may be fractions
 ACCURACIES = ("min_top1", "max_drop")  # least accuracy; what it costs is made small
@@ -118,11 +119,15 @@ class Compression:
     data_dir: Annotated[str, "folder of the data set's files; empty: where it is known to be"]
     budget: Budget
     shape: Shape
+    search: Annotated[
+        str, "how a budget is spent: budget (width, depth and every layer by losses) or uniform (all alike)"
+    ]
     score: Annotated[str, "fisher or taylor: how units are ranked"]
     calibration: Calibration
     ridge: Annotated[float, "damping of least squares, as a fraction of the mean variance"]
     round_mlp: Annotated[int, "neurons are cut to a multiple of this"]
     round_head_dim: Annotated[int, "dims per head are cut to a multiple of this"]
+    round_width: Annotated[int, "channels of the residual stream are cut to a multiple of this"]
     halving: Halving
     distil: Distil
     export: Export
@@ -132,9 +137,11 @@ class Compression:
         found = Problems()
         self._check_goal(found)
         found.check(self.score in SCORES, f"score={self.score!r} must be one of {', '.join(SCORES)}")
+        found.check(self.search in SEARCHES, f"search={self.search!r} must be one of {', '.join(SEARCHES)}")
         found.check_above_0(ridge=self.ridge)
         counts = {f"calibration.{name}": n for name, n in dataclasses.asdict(self.calibration).items()}
-        found.check_at_least(1, round_mlp=self.round_mlp, round_head_dim=self.round_head_dim, **counts)
+        rounding = {f"round_{name}": getattr(self, f"round_{name}") for name in ("mlp", "head_dim", "width")}
+        found.check_at_least(1, **rounding, **counts)
         found.check(0 <= self.seed < 2**32, f"seed={self.seed} must be in [0, 2**32)")
         self._check_rest(found)
         found.refuse()

@@ -120,6 +120,8 @@ _VARIANTS: dict[str, _Build] = {
     # Ours, for small pictures.
     "ViT-digits": _vit(_Encoder(64, 6, 4, 256), 4, "gap"),
     "ViT-fashion": _vit(_Encoder(128, 6, 4, 512), 7, "gap"),
+    "ViT-fashion_4": _vit(_Encoder(128, 6, 4, 512), 4, "gap"),
+    "ViT-fashion_4-large": _vit(_Encoder(256, 8, 4, 1024), 4, "gap"),
     # arXiv:2010.11929 and arXiv:2106.10270.
     "ViT-Ti_16": _vit(_TI, 16),
     "ViT-S_16": _vit(_S, 16),

@@ -67,7 +67,7 @@ PUBLISHED_GMACS = {
     "R50+ViT-B_16": (21.54, 67.16),
     "R50+ViT-L_32": (19.41, 57.14),
 }
-OURS = {"ViT-digits", "ViT-fashion"}
+OURS = {"ViT-digits", "ViT-fashion", "ViT-fashion_4", "ViT-fashion_4-large"}
 SMALL = ViT((8, 8), 1, 4, 16, (Block(2, 3, 5, 7), Block(0, 0, 0, 4), Block(1, 2, 2, 0)), 10)
 
 

@@ -22,6 +22,7 @@ FLOW = (
     "--config.calibration.examples=256",
     "--config.calibration.batch=64",
     "--config.round_mlp=16",
+    "--config.round_width=4",
     "--config.budget.params=0.6",
     "--config.distil.total_steps=4",
     "--config.distil.warmup_steps=1",

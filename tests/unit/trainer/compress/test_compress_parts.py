@@ -95,7 +95,7 @@ def _bisect(threshold: int, least: float = 0.9) -> tuple[int, list[Any]]:
     def accuracy(plan: Plan) -> float:
         return 0.95 if budgets[-1] >= threshold else 0.5
 
-    kept, met = least_accuracy.smallest(SMALL, Rounding(8, 4), search, accuracy, least)
+    kept, met = least_accuracy.smallest(SMALL, Rounding(8, 4, 16), search, accuracy, least)
     return kept[0].cost, met["tried"]
 
 

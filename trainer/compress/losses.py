@@ -1,0 +1,237 @@
+"""What it costs to make one part of one layer smaller: KL to the teacher with that part cut and repaired and all others whole.
+
+A loss is measured for few sizes and read between them, linearly in its logarithm, because it grows by factors and not by
+amounts; towards the whole, which loses nothing, linearly. Cuts are
+carried out at the teacher's own shapes (what is gone are zeros), so that nothing is compiled for a size, and repairs need no
+pass of their own: the moments of a layer serve all its sizes. What the sum of the losses leaves out, how cuts of several layers
+meet, is measured afterwards (`search`).
+
+Shapes: B batch, T tokens, D width, N heads, K query/key dim, V value dim, F mlp dim.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import scipy.special
+
+from serving.command import progress
+from trainer.compress import streams
+from trainer.compress.allocate import best
+from trainer.compress.lowrank import cut_query_key, cut_value_output
+from trainer.compress.moments import Array, Moments
+from trainer.compress.padding import padded
+from trainer.compress.scores import LayerScores, Scores
+from trainer.description import Block, ViT
+from trainer.models.build import Params
+from trainer.models.vit import head_names
+
+# Fractions at which losses are measured, besides none and all. Dims and neurons are missed gradually, a head is not.
+_THIN = (1 / 2, 1 / 4, 1 / 8)
+_PARTS = {"heads": (3 / 4, 1 / 2), "query_key": _THIN, "value": _THIN, "mlp": _THIN}
+_LEAST_LOSS = 1e-7  # nats an image: below what a few hundred images can tell from nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """Losses in nats an image by the size that is kept, from the least measured size to the whole, whose loss is 0."""
+
+    sizes: tuple[int, ...]
+    losses: tuple[float, ...]
+
+    def at(self, size: int) -> float:
+        """The loss of keeping `size`; below the least measured size it goes on growing as it does there."""
+        *measured, whole = self.sizes
+        if size >= whole or not measured:
+            return 0.0
+        losses = np.maximum(self.losses[:-1], _LEAST_LOSS)
+        if size >= measured[-1]:
+            return float(losses[-1] * (whole - size) / (whole - measured[-1]))
+        if size < measured[0] and len(measured) > 1:
+            steps = (measured[0] - size) / (measured[1] - measured[0])
+            return float(losses[0] * (losses[0] / losses[1]) ** steps)
+        return float(np.exp(np.interp(size, measured, np.log(losses))))
+
+
+# A block's parameters, at its own shape, by the size that is kept of one kind.
+Smaller = Callable[[int], Params]
+LayerCurves = Mapping[str, Curve]  # heads, query_key, value, mlp; heads and mlp from 0 on
+Losses = Sequence[LayerCurves]  # by layer
+
+
+def divergence(teacher: Array, student: Array) -> float:
+    """Mean KL(teacher ‖ student) in nats of two sets of logits (images, classes)."""
+    old, new = (scipy.special.log_softmax(logits, axis=-1) for logits in (teacher, student))
+    return float(np.mean(np.sum(np.exp(old) * (old - new), axis=-1)))
+
+
+def measure(
+    teacher: ViT,
+    params: Params,
+    scores: Scores,
+    fitted: Array,
+    held_out: Array,
+    batch: int,
+    ridge: float,
+) -> Losses:
+    """The losses of every layer: repaired on images `fitted`, judged on images `held_out`, both normalised (images, H, W, C)."""
+    table = _Table(teacher, params, held_out, batch)
+    stream = streams.embed(teacher, params, fitted, batch)
+    found: list[LayerCurves] = []
+    with progress(len(teacher.blocks), "losses") as bar:
+        for index, block in enumerate(teacher.blocks):
+            own, curves = params["blocks"][str(index)], dict[str, Curve]()
+            for exists, branch, smaller in (
+                (block.num_heads, streams.attention_branch, _Attention),
+                (block.mlp_dim, streams.mlp_branch, _Mlp),
+            ):
+                if exists:
+                    cuts = smaller(teacher, block, own, stream, batch, ridge).cuts(scores[str(index)])
+                    curves |= {kind: table.curve(index, kind, *one) for kind, one in cuts.items()}
+                    stream = streams.add_branch(branch(teacher, block), own, stream, batch)
+            table.advance()
+            found.append(curves)
+            bar.advance()
+    return found
+
+
+class _Table:
+    """The teacher on the held-out images, up to the layer that is changed."""
+
+    def __init__(self, teacher: ViT, params: Params, held_out: Array, batch: int) -> None:
+        self._model, self._params, self._batch, self._layer = teacher, params, batch, 0
+        self._stream = streams.embed(teacher, params, held_out, batch)
+        self._wanted = self._said(self._stream, params["blocks"])
+
+    def curve(self, index: int, kind: str, full: int, cut: Smaller) -> Curve:
+        """The loss of layer `index` by size, whose parameters are those of `cut`."""
+        removable = kind in ("heads", "mlp")
+        sizes = sorted(
+            {int(full * part) for part in _PARTS[kind]} - {0, full} | ({0} if removable else set())
+        )
+        losses = []
+        for size in sizes:
+            changed = cut(size)
+            blocks = {**self._params["blocks"], str(index): changed}
+            losses.append(divergence(self._wanted, self._said(self._stream, blocks)))
+        # What is smaller loses no less: the rest is the noise of few images.
+        rising = np.maximum.accumulate([0.0, *losses[::-1]])[::-1]
+        return Curve((*sizes, full), tuple(float(loss) for loss in rising))
+
+    def advance(self) -> None:
+        """On to the next layer."""
+        own = self._params["blocks"][str(self._layer)]
+        self._stream = self._through(self._layer, own, self._stream)
+        self._layer += 1
+
+    def _said(self, stream: Array, blocks: Params) -> Array:
+        """The logits (images, classes) from the stream before the layer that is changed."""
+        for index in range(self._layer, len(self._model.blocks)):
+            stream = self._through(index, blocks[str(index)], stream)
+        read = streams.features(self._model, self._params, stream, self._batch)
+        said = [
+            streams.said_by(self._params[name], read[:, place])
+            for place, name in enumerate(head_names(self._model))
+        ]
+        return np.mean(said, axis=0)
+
+    def _through(self, index: int, own: Params, stream: Array) -> Array:
+        block = self._model.blocks[index]
+        for exists, name, branch in (
+            (block.num_heads, "attention", streams.attention_branch),
+            (block.mlp_dim, "mlp", streams.mlp_branch),
+        ):
+            if exists and name in own:
+                stream = streams.add_branch(branch(self._model, block), own, stream, self._batch)
+        return stream
+
+
+class _Attention:
+    """Smaller versions of one attention branch, at its own shapes."""
+
+    def __init__(
+        self, teacher: ViT, block: Block, own: Params, stream: Array, batch: int, ridge: float
+    ) -> None:
+        self._block, self._own, self._ridge = block, own, ridge
+        norm, averaged = streams.attention_moments(teacher, block, own, stream, batch)
+        self._norm = norm.covariance()
+        self._averaged = [moments.covariance() for moments in averaged]
+        branch, outputs = streams.attention_branch(teacher, block), Moments()
+        for rows in streams.batches(len(stream), batch):
+            heads = branch(own, stream[rows])[1]["heads"]
+            outputs.add(heads.reshape(*heads.shape[:2], -1))
+        self._outputs = outputs.covariance()
+
+    def cuts(self, scores: LayerScores) -> dict[str, tuple[int, Smaller]]:
+        """What can be made smaller: its whole size, and the block by the size that is kept."""
+        return {
+            "query_key": (self._block.qk_dim, self._query_key),
+            "value": (self._block.v_dim, self._value),
+            "heads": (self._block.num_heads, functools.partial(self._heads, scores)),
+        }
+
+    def _query_key(self, dim: int) -> Params:
+        cut = cut_query_key(self._own["attention"], *self._norm, dim)
+        return self._at_own_shape(cut, dataclasses.replace(self._block, qk_dim=dim))
+
+    def _value(self, dim: int) -> Params:
+        covariances, means = zip(*self._averaged)
+        cut = cut_value_output(self._own["attention"], np.stack(covariances), np.stack(means), dim)
+        return self._at_own_shape(cut, dataclasses.replace(self._block, v_dim=dim))
+
+    def _at_own_shape(self, attention: Params, left: Block) -> Params:
+        left = dataclasses.replace(left, mlp_dim=0)
+        return padded({**self._own, "attention": attention}, left, self._block)
+
+    def _heads(self, scores: LayerScores, count: int) -> Params:
+        if not count:
+            return {name: value for name, value in self._own.items() if name not in ("attention", "norm1")}
+        out, chosen = self._own["attention"]["out"], best(scores["heads"], count)
+        width = out["kernel"].shape[-1]
+        dims = np.concatenate(
+            [np.arange(head * self._block.v_dim, (head + 1) * self._block.v_dim) for head in chosen]
+        )
+        flat = {"kernel": out["kernel"].reshape(-1, width), "bias": out["bias"]}
+        kept = _folded(flat, *self._outputs, dims, self._ridge)
+        out = {**kept, "kernel": kept["kernel"].reshape(out["kernel"].shape)}
+        return {**self._own, "attention": {**self._own["attention"], "out": out}}
+
+
+class _Mlp:
+    """Smaller versions of one MLP, at its own shape."""
+
+    def __init__(
+        self, teacher: ViT, block: Block, own: Params, stream: Array, batch: int, ridge: float
+    ) -> None:
+        self._own, self._ridge = own, ridge
+        branch, hidden = streams.mlp_branch(teacher, block), Moments()
+        for rows in streams.batches(len(stream), batch):
+            hidden.add(branch(own, stream[rows])[1]["hidden"])
+        hidden.require_enough("the MLP")
+        self._hidden = hidden.covariance()
+
+    def cuts(self, scores: LayerScores) -> dict[str, tuple[int, Smaller]]:
+        """As for attention."""
+        return {"mlp": (len(self._hidden[1]), functools.partial(self._neurons, scores))}
+
+    def _neurons(self, scores: LayerScores, count: int) -> Params:
+        if not count:
+            return {name: value for name, value in self._own.items() if name not in ("mlp", "norm2")}
+        mlp, kept = self._own["mlp"], np.asarray(best(scores["mlp"], count))
+        return {**self._own, "mlp": {**mlp, "fc2": _folded(mlp["fc2"], *self._hidden, kept, self._ridge)}}
+
+
+def _folded(layer: Params, covariance: Array, mean: Array, kept: Array, ridge: float) -> Params:
+    """A dense layer on the inputs `kept` alone, which say what they can of the others; the rows of these are zeros.
+
+    Notes on compression, "repair", 1: the affine least squares of all inputs on those that stay.
+    """
+    kernel = np.asarray(layer["kernel"], np.float64)
+    variance = float(np.trace(covariance)) / len(covariance)
+    system = covariance[np.ix_(kept, kept)] + ridge * variance * np.eye(len(kept))
+    folded = np.linalg.solve(system, covariance[kept] @ kernel)
+    new = np.zeros_like(kernel)
+    new[kept] = folded
+    bias = np.asarray(layer["bias"], np.float64) + mean @ kernel - mean[kept] @ folded
+    return {"kernel": new.astype(np.float32), "bias": bias.astype(np.float32)}
