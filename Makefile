@@ -7,7 +7,8 @@
 #   make check        format, lint, types, import rules
 #   make format       put the code into the one format
 #   make lock         constraints.txt resolved anew for every supported Python (needs uv)
-#   make clean        remove .venv, caches and build leftovers (never runs/)
+#   make peer         .venv-torch with Torch-Pruning, which the compression benchmarks compare with (Python 3.11 to 3.13)
+#   make clean        remove .venv, .venv-torch, caches and build leftovers (never runs/)
 #
 # make PYTHON=python3.13 setup picks another interpreter (make clean first, if there is a .venv).
 
@@ -32,7 +33,7 @@ PROCESSES := $(wildcard tests/processes)
 SLOW := $(if $(QUICK),$(shell grep -rlE 'mark\.slow' --include='test_*.py' $(QUICK)))
 SLOW_DEVICES := $(if $(DEVICES),$(shell grep -rlE 'mark\.slow' --include='test_*.py' $(DEVICES)))
 
-.PHONY: setup quickstart test test-quick test-devices test-all test-slow check format lock clean
+.PHONY: setup quickstart peer test test-quick test-devices test-all test-slow check format lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -49,6 +50,19 @@ $(READY): pyproject.toml constraints.txt
 
 quickstart: $(READY)
 	@$(RUN) tools.quickstart $(ARGS)
+
+# An environment of its own: nothing of it is imported by Vitforge. Where pip finds a CPU build of torch, that one does.
+PEER := .venv-torch
+PEER_PACKAGES := torch==2.13.0 timm==1.0.31 torch-pruning==1.6.1
+
+peer: $(PEER)/.ready
+
+$(PEER)/.ready: Makefile
+	@rm -f $@
+	@test -e $(PEER)/bin/python || $(PYTHON) -m venv $(PEER)
+	@echo 'Installing $(PEER_PACKAGES) into $(PEER) (some minutes the first time) …' >&2
+	@$(PEER)/bin/python -m pip install $(PIP_OUTPUT) --disable-pip-version-check $(PEER_PACKAGES)
+	@touch $@
 
 test: check test-quick test-devices
 
@@ -84,5 +98,5 @@ lock:
 	rm constraints.new
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache *.egg-info
+	rm -rf $(VENV) $(PEER) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache *.egg-info
 	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +

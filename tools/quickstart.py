@@ -7,33 +7,27 @@ the first step that is not done. SIGTERM and Ctrl-C reach the step that runs, wh
 """
 
 import dataclasses
-import json
-import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
 from serving import command, installation
 from serving.client import VisionClient
-from serving.command import ExitCode, UserError
+from serving.command import UserError
 from serving.runtime import cpu
 from tools import serving_load
-from tools.launchers.job import ending, table_code
-from tools.stop_requests import Stopped, StopRequests, start
+from tools.serving_process import serving
+from tools.steps import GOES_ON, Result, Steps, compiling_once
+from tools.stop_requests import Stopped, StopRequests
 from trainer.workdir import hold
 
 _DATASETS = ("digits", "fashion_mnist")
-_DRAIN_S = 60
 _MARK = ".quickstart"  # holds the name of the data set
-_GOES_ON = "run the same command to go on"
-Result = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,62 +57,6 @@ def _variants() -> tuple[Variant, ...]:
     return tuple(variant for variant in VARIANTS if variant.precision != "int8")
 
 
-class Steps:
-    """Runs commands one after the other, shows them as a user would type them, and remembers which are done.
-
-    `environment` holds variables that change how fast a step is, never what it makes.
-    """
-
-    def __init__(
-        self, workdir: Path, stop: StopRequests, environment: Mapping[str, str] | None = None
-    ) -> None:
-        self._folder = workdir / "steps"
-        self._stop = stop
-        self._environment = os.environ | dict(environment or {})
-        self.seconds: dict[str, float] = {}
-
-    def run(self, name: str, module: str, *arguments: str, makes: Path | None = None) -> Result:
-        """The result of `python -m module arguments`, run now or, with the same arguments, before.
-
-        `makes` is what a step that cannot go on by itself leaves behind when it is interrupted; it is removed first.
-
-        Raises:
-          UserError: when the command fails, with its exit code; it has said why.
-          Stopped: when it was asked to stop and ended well all the same.
-        """
-        record = self._folder / f"{name}.json"
-        shown = " ".join(["python", "-m", module, *arguments])
-        if record.is_file():
-            done = json.loads(record.read_text())
-            if done["command"] == shown:
-                print(f"\n== {name}: done before\n   {shown}", file=sys.stderr)
-                self.seconds[name] = done["seconds"]
-                return done["result"]
-        if makes is not None and not record.is_file():
-            shutil.rmtree(makes, ignore_errors=True)
-        print(f"\n== {name}\n   {shown}", file=sys.stderr, flush=True)
-        began_s = time.monotonic()
-        code, output = self._stop.run([sys.executable, "-m", module, *arguments], self._environment)
-        if code:
-            raise self._failure(name, code)
-        self.seconds[name] = round(time.monotonic() - began_s, 1)
-        result: Result = json.loads(output.splitlines()[-1])
-        with self._stop.deferred():
-            self._folder.mkdir(parents=True, exist_ok=True)
-            draft = record.with_suffix(".draft")
-            done = {"command": shown, "seconds": self.seconds[name], "result": result}
-            draft.write_text(json.dumps(done) + "\n")
-            os.replace(draft, record)  # whole or not at all, should we be killed now
-        return result
-
-    def _failure(self, name: str, code: int) -> UserError:
-        if self._stop.asked is None:
-            what = f"step {name!r} failed with {ending(code)}; its own message stands above"
-        else:
-            what = f"{self._stop.asked.name}: step {name!r} ended with {ending(code)}; {_GOES_ON}"
-        return UserError(what, table_code(code))
-
-
 def main(argv: list[str]) -> dict[str, object]:
     """Runs the main job; the result names the report and repeats its rows."""
     values = flags.FlagValues()
@@ -139,7 +77,7 @@ def main(argv: list[str]) -> dict[str, object]:
         with StopRequests() as stop, hold(workdir, "running a quickstart"):
             return quickstart(dataset, values["data_dir"].value, workdir, stop)
     except Stopped as stopped:
-        raise UserError(f"{stopped.number.name}: stopped; {_GOES_ON}", 128 + stopped.number) from None
+        raise UserError(f"{stopped.number.name}: stopped; {GOES_ON}", 128 + stopped.number) from None
 
 
 def _claim(workdir: Path, dataset: str, fresh: bool) -> None:
@@ -181,7 +119,7 @@ def quickstart(dataset: str, data_dir: str, workdir: Path, stop: StopRequests) -
 
     began_s, variants = time.monotonic(), _variants()
     with tempfile.TemporaryDirectory(prefix="vitforge-compiled-") as compiled:
-        steps = Steps(workdir, stop, _compiling_once(compiled))
+        steps = Steps(workdir, stop, compiling_once(compiled))
         exported = _make_models(steps, variants, dataset, data_dir, workdir)
     images, labels = report.test_images(dataset, data_dir)
     load = serving_load.Load()
@@ -214,12 +152,6 @@ def quickstart(dataset: str, data_dir: str, workdir: Path, stop: StopRequests) -
         "seconds": steps.seconds["in all"],
         "results": [row.to_json() for row in rows],
     }
-
-
-def _compiling_once(folder: str) -> dict[str, str]:
-    """What makes JAX keep what it compiles in `folder`: several steps run models of one shape. A user's own setting stays."""
-    settings = {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return {name: os.environ.get(name, value) for name, value in settings.items()}
 
 
 def _what_next(workdir: Path, dataset: str, data_dir: str) -> str:
@@ -278,27 +210,6 @@ def _correct(client: VisionClient, model: str, images: Sequence[bytes], labels: 
         found == label
         for found, label in zip(serving_load.predictions(client, model, images), labels, strict=True)
     )
-
-
-@contextmanager
-def serving(repository: Path, stop: StopRequests) -> Iterator[str]:
-    """A server on `repository`, a process of its own on a free port; its address, once it is ready; drained at the end."""
-    arguments = ["-m", "serving.main", f"--model_repository={repository}", "--host=127.0.0.1", "--port=0"]
-    print(f"\n== serve\n   python {' '.join(arguments)}", file=sys.stderr, flush=True)
-    server = None
-    try:
-        with stop.deferred():  # from its first moment on it is known here, and ended below
-            server = start([sys.executable, *arguments])
-        line = server.stdout.readline() if server.stdout else ""
-        if not line:
-            raise UserError(
-                "the server ended before it was ready; its own message stands above", ExitCode.BUG
-            )
-        yield f"127.0.0.1:{json.loads(line)['port']}"
-    finally:
-        if server is not None:
-            server.terminate()
-            server.communicate(timeout=_DRAIN_S)  # reads its last words, or it would end on a broken pipe
 
 
 if __name__ == "__main__":

@@ -3,13 +3,12 @@
 import dataclasses
 import io
 import json
-import os
-import platform
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from tools import machine
 from tools.serving_load import Load, Speed
 from trainer.data.datasets import open_dataset
 from trainer.interval import wilson
@@ -101,7 +100,7 @@ def markdown(dataset: str, rows: list[Row], load: Load, seconds: dict[str, float
         f"images/s: {load.concurrency} callers, {load.images_per_request} images a request, median of {load.rounds} rounds of "
         f"{load.window_s:g} s; p50: one caller, one image a request. The client ran on the same machine and took "
         f"{min(row.client_cpu_share for row in rows):.2f} to {max(row.client_cpu_share for row in rows):.2f} of a core.",
-        f"Machine: {_machine()}.",
+        f"Machine: {machine.text()}.",
         "Seconds: " + ", ".join(f"{name} {value:g}" for name, value in seconds.items()) + ".",
         "",
         *(f"- {remark}" for remark in remarks(rows)),
@@ -181,10 +180,3 @@ def plot(path: Path, rows: list[Row], column: str, label: str) -> None:
     axes.legend()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
-
-
-def _machine() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"

@@ -8,7 +8,7 @@ takes cores from the server.
 import dataclasses
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from serving.client import VisionClient
@@ -52,6 +52,10 @@ def measure(
     client: VisionClient, models: Sequence[str], images: Sequence[bytes], load: Load
 ) -> dict[str, Speed]:
     """The speed of each of `models` on `images`, measured in turn."""
+
+    def ask(model: str, chosen: Sequence[int]) -> None:
+        client.classify([images[index] for index in chosen], model=model, top_k=1)
+
     throughput: dict[str, list[tuple[float, float]]] = {model: [] for model in models}
     latency_ms: dict[str, list[float]] = {model: [] for model in models}
     with progress(load.rounds * len(models), "measuring") as bar:
@@ -59,7 +63,7 @@ def measure(
             for model in models:
                 _latencies(client, model, images, 5)  # wakes the model's threads
                 latency_ms[model] += _latencies(client, model, images, load.latency_requests)
-                throughput[model].append(_throughput(client, model, images, load))
+                throughput[model].append(_throughput(ask, model, len(images), load))
                 bar.advance(note=model)
     return {model: _speed(throughput[model], latency_ms[model]) for model in models}
 
@@ -73,7 +77,25 @@ def _latencies(client: VisionClient, model: str, images: Sequence[bytes], count:
     return found
 
 
-def _throughput(client: VisionClient, model: str, images: Sequence[bytes], load: Load) -> tuple[float, float]:
+Ask = Callable[
+    [str, Sequence[int]], object
+]  # asks a model for the images at these places, and waits for its answer
+
+
+def rounds(ask: Ask, models: Sequence[str], available: int, load: Load) -> list[dict[str, float]]:
+    """images/s of every model in each round, measured in turn; `available` images are asked for over and over."""
+    found: list[dict[str, float]] = []
+    with progress(load.rounds * len(models), "measuring") as bar:
+        for _ in range(load.rounds):
+            found.append({})
+            for model in models:
+                ask(model, range(min(load.images_per_request, available)))  # wakes the model's threads
+                found[-1][model], _ = _throughput(ask, model, available, load)
+                bar.advance(note=model)
+    return found
+
+
+def _throughput(ask: Ask, model: str, available: int, load: Load) -> tuple[float, float]:
     """(images/s, CPU seconds of this process per second) while `concurrency` callers ask as fast as they are answered."""
     end_s = time.perf_counter() + load.window_s
     began_s, began_cpu_s = time.perf_counter(), time.process_time()
@@ -81,9 +103,8 @@ def _throughput(client: VisionClient, model: str, images: Sequence[bytes], load:
     def caller(number: int) -> int:
         done, start = 0, number * load.images_per_request
         while time.perf_counter() < end_s:
-            request = [images[(start + offset) % len(images)] for offset in range(load.images_per_request)]
-            client.classify(request, model=model, top_k=1)
-            done, start = done + len(request), start + load.concurrency * load.images_per_request
+            ask(model, [(start + offset) % available for offset in range(load.images_per_request)])
+            done, start = done + load.images_per_request, start + load.concurrency * load.images_per_request
         return done
 
     with ThreadPoolExecutor(load.concurrency) as callers:

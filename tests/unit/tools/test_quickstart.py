@@ -8,7 +8,7 @@ import pytest
 
 from serving.command import UserError
 from serving.runtime import cpu
-from tools import quickstart, report
+from tools import quickstart, report, steps
 from tools.report import Row
 from tools.serving_load import Speed
 from tools.stop_requests import StopRequests
@@ -62,17 +62,17 @@ def test_a_workdir_that_is_a_file_is_refused(tmp_path: Path) -> None:
         _claim(tmp_path / "file" / "run")
 
 
-def _step(steps: quickstart.Steps, made: Path, name: str = "cut") -> dict[str, object]:
-    return steps.run(name, "tests.support.says_done", str(made), makes=made)
+def _step(running: steps.Steps, made: Path, name: str = "cut") -> dict[str, object]:
+    return running.run(name, "tests.support.says_done", str(made), makes=made)
 
 
 def test_what_an_interrupted_step_left_is_removed_and_what_is_done_is_not_repeated(tmp_path: Path) -> None:
-    made, steps = tmp_path / "pruned", quickstart.Steps(tmp_path, StopRequests())
+    made, running = tmp_path / "pruned", steps.Steps(tmp_path, StopRequests())
     made.mkdir()
     (made / "half").touch()
-    assert _step(steps, made) == {"left": []}
+    assert _step(running, made) == {"left": []}
     (made / "whole").touch()
-    assert _step(quickstart.Steps(tmp_path, StopRequests()), made) == {"left": []}
+    assert _step(steps.Steps(tmp_path, StopRequests()), made) == {"left": []}
     assert (made / "whole").exists()
 
 
@@ -106,8 +106,8 @@ def test_the_steps_compile_into_one_folder_and_a_users_own_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def told(name: str) -> object:
-        steps = quickstart.Steps(tmp_path / name, StopRequests(), quickstart._compiling_once("shared"))
-        return steps.run("ask", "tests.support.says_variable", "JAX_COMPILATION_CACHE_DIR")["value"]
+        running = steps.Steps(tmp_path / name, StopRequests(), steps.compiling_once("shared"))
+        return running.run("ask", "tests.support.says_variable", "JAX_COMPILATION_CACHE_DIR")["value"]
 
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     assert told("unset") == "shared"

@@ -15,20 +15,20 @@ import sys
 from pathlib import Path
 from serving import command
 from serving.command import UserError
-from tools import quickstart, stop_requests
+from tools import serving_process, steps, stop_requests
 from tools.stop_requests import Stopped, StopRequests
 
 def main(argv):
     try:
         with StopRequests() as stop:
-            steps = quickstart.Steps(Path(argv[0]), stop)
+            running = steps.Steps(Path(argv[0]), stop)
             if argv[1] == "serve":
-                quickstart.start = lambda command: stop_requests.start([command[0], "serving_main.py"])
-                with quickstart.serving(Path("models"), stop):
+                serving_process.start = lambda command: stop_requests.start([command[0], "serving_main.py"])
+                with serving_process.serving(Path("models"), stop):
                     print("measuring", file=sys.stderr, flush=True)
                     sys.stdin.read()
-            steps.run("teacher", "child")
-            steps.run("student", "child")
+            running.run("teacher", "child")
+            running.run("student", "child")
     except Stopped as stopped:
         raise UserError(f"stopped by {stopped.number.name}", 128 + stopped.number)
 
