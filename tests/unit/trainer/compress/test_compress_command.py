@@ -164,7 +164,12 @@ def test_plan_scores_and_report_lie_beside_the_model(cut: tuple[Path, dict[str, 
     assert found.keys() == {"0", "1"}
     assert found["1"]["mlp"].shape == (32,)
     report = (workdir / "report.md").read_text()
-    for shown in (f"{result['params']['actual']:,}", "cut and repaired", "sizes by losses", "KL to the teacher"):
+    for shown in (
+        f"{result['params']['actual']:,}",
+        "cut and repaired",
+        "sizes by losses",
+        "KL to the teacher",
+    ):
         assert shown in report
 
 
