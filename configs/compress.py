@@ -1,13 +1,15 @@
-"""Cut a trained teacher to a quarter of its parameters and repair it, without a training step.
+"""Cut a trained teacher to a quarter of its parameters, repair it, distil it, and ship it as a bundle with a report.
 
-    python -m trainer.compress --checkpoint=runs/teacher --config=configs/compress.py --workdir=runs/pruned
+    python -m trainer.compress --checkpoint=runs/teacher --config=configs/compress.py --workdir=runs/small
+    python -m trainer.compress --checkpoint=runs/teacher --config=configs/compress.py --workdir=runs/pruned --config.until=cut
     python -m trainer.compress --checkpoint=runs/teacher --config=configs/compress.py:fashion_mnist --workdir=runs/pruned \
         --config.budget.macs=0.25
     python -m trainer.compress --checkpoint=runs/teacher --config=configs/compress.py --workdir=runs/pruned \
         --config.shape.num_layers=4 --config.shape.num_heads=2 --config.shape.mlp_dim=128
 
 In place of these, each alone: `--config.budget.mib=0.5`, `--config.budget.latency_p50_ms=0.3` or `latency_p99_ms` (at
-`budget.batch`, `budget.threads` and `budget.precision`, on this machine).
+`budget.batch`, `budget.threads` and `budget.precision`, on this machine); `--config.budget.max_drop=0.005` for the smallest
+model that loses half a point at most.
 
 Two cores of an AMD EPYC, digits: 19 s; test top-1 98.3 % before, 98.1 % after, at 24.7 % of the parameters.
 """
@@ -33,6 +35,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             "mib": 0.0,
             "latency_p50_ms": 0.0,
             "latency_p99_ms": 0.0,
+            "min_top1": 0.0,
+            "max_drop": 0.0,
             "batch": 1,
             "threads": 0,
             "precision": "fp32",
@@ -46,4 +50,38 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.round_mlp = 8
     config.round_head_dim = 4
     config.round_width = 16
+    config.halving = ml_collections.ConfigDict({"candidates": 0, "steps": 100})
+    config.distil = _distil(dataset)
+    config.export = ml_collections.ConfigDict(
+        {"name": "student", "precision": "", "calibration_examples": 512, "min_agreement": 0.95}
+    )
+    config.until = "export"
     return config
+
+
+def _distil(dataset: str) -> ml_collections.ConfigDict:
+    """As the student's recipe of the data set has it."""
+    digits = dataset == "digits"
+    return ml_collections.ConfigDict(
+        {
+            "rungs": 1,
+            "total_steps": 400 if digits else 600,
+            "warmup_steps": 40 if digits else 60,
+            "batch": 64 if digits else 128,
+            "batch_eval": 128 if digits else 500,
+            "base_lr": 5e-4,
+            "wd": 0.05,
+            "do": 0.0,
+            "sd": 0.0,
+            "label_smoothing": 0.0,
+            "grad_norm_clip": 1.0,
+            "aug": "shift" if digits else "shift_flip",
+            "distill_weight": 0.9,
+            "distill_temperature": 2.0,
+            "eval_every": 200 if digits else 300,
+            "checkpoint_every": 200 if digits else 250,
+            "keep_last": 2,
+            "log_every": 10,
+            "workers": 0,
+        }
+    )

@@ -187,8 +187,9 @@ def _make_models(
         f"--checkpoint={at['teacher']}",
         f"--config=configs/compress.py:{dataset}",
         f"--workdir={at['pruned']}",
+        "--config.until=cut",
     )
-    steps.run("pruned", "trainer.compress", *cutting, *data, makes=Path(at["pruned"]))
+    steps.run("pruned", "trainer.compress", *cutting, *data)
     train("student", f"--config.pretrained={at['pruned']}", f"--config.teacher_weights={at['teacher']}")
     train("scratch", f"--config.shape_of={at['pruned']}")
     return {

@@ -13,7 +13,7 @@ from tools.bench_compression.torch_peer import METHODS
 OURS, UNIFORM, PEER = "ours, budget search", "ours, uniform", "Torch-Pruning"
 # What the recipe calls the two ways to spend a budget, and what ends a compression with the cut.
 _SEARCH = {OURS: ("--config.search=budget",), UNIFORM: ("--config.search=uniform",)}
-_CUT_ONLY: tuple[str, ...] = ()
+_CUT_ONLY = ("--config.until=cut",)
 _AGREES = 1e-3  # of top-1: the peer's count and ours on its weights; ties of rounding, not another model
 
 

@@ -1,6 +1,9 @@
-"""Cut a trained model to a budget or a stated shape and repair it, without a training step.
+"""Make a trained model smaller to a budget, and ship it: score, search, cut, repair, distil, quantize, export, check, report.
 
-python -m trainer.compress --checkpoint=PATH --config=configs/compress.py --workdir=DIR [--config.budget.params=0.3]
+python -m trainer.compress --checkpoint=PATH --config=configs/compress.py --workdir=DIR [--config.budget.latency_p50_ms=5]
+python -m trainer.compress --checkpoint=PATH --config=configs/compress.py --workdir=DIR --config.until=cut    no training step
+
+Run again, it goes on where it stopped.
 """
 
 from pathlib import Path
@@ -29,7 +32,7 @@ def main(argv: list[str]) -> dict[str, object]:
         "checkpoint", None, "The teacher: a training workdir or one of its checkpoints.", flag_values=values
     )
     flags.DEFINE_string(
-        "workdir", None, "Folder for the cut model, its plan, scores and report.", flag_values=values
+        "workdir", None, "Folder for the models, the bundle and the report.", flag_values=values
     )
     extra = command.parse_flags(
         values,

@@ -1,186 +1,165 @@
-"""One compression: teacher's checkpoint in, cut and repaired checkpoint, plan, scores and report out."""
+"""One compression: score → search → cut → repair → distil → quantize → export → check → report.
 
-import dataclasses
-import hashlib
-import json
+    WORKDIR/scores.npz, search.json   what every unit matters, and what every plan that was judged is worth
+           /plan.json, checkpoints/   the plan that was chosen, and the cut and repaired model
+           /halving/, ladder/         short distillations that rank candidates; the rungs of a deep cut
+           /distil/                   the training of the cut model towards the teacher
+           /models/NAME/1             the bundle
+           /report.{md,json,html}     what was asked, what came out, and why; plots beside it
+           /compression.json, stages/ what this is a compression of, and what of it is done
+
+Run again with the same configuration, it goes on with the first stage that is not done.
+"""
+
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from serving import preprocess
-from serving.command import UserError
-from trainer import checkpoint, description
-from trainer.checkpoint import Loaded
-from trainer.compress import allocate, goals, report, search
-from trainer.compress import scores as scoring
-from trainer.compress.allocate import Cost, Rounding
-from trainer.compress.moments import Array
-from trainer.compress.plan import Plan
-from trainer.compress.repair import Repair, cut
-from trainer.compress.scores import Scores
-from trainer.compress.search import Candidate, Judge, Teacher
-from trainer.config import Compression, config_hash, resolved_text
-from trainer.data.datasets import open_dataset
-from trainer.data.source import Dataset
-from trainer.evaluation import check_classes
-
-_COSTS: dict[str, Cost] = {"params": description.param_count, "macs": description.macs}
+from trainer import description
+from trainer.compress import choosing, halving, ladder, report, shipping
+from trainer.compress.choosing import COSTS, Choice
+from trainer.compress.cutting import carry_out
+from trainer.compress.distilling import distil
+from trainer.compress.given import Given, open_given
+from trainer.compress.goals import Goal
+from trainer.compress.report.record import Record
+from trainer.compress.search import Candidate
+from trainer.compress.shipping import Limit
+from trainer.compress.stages import Result, Stages
+from trainer.compress.stopping import stoppable
+from trainer.config import Compression
 
 
 def compress(config: Compression, teacher_path: Path, workdir: Path) -> dict[str, object]:
-    """Cuts the teacher as `config` says and writes the result to `workdir`.
+    """Compresses the teacher as `config` says; everything lies in `workdir` afterwards.
 
-    Returns parameters and MACs before and after, asked and actual, and validation accuracy of the teacher, of the same cut
-    without repair, and of the result.
+    Returns parameters and MACs before and after, asked and actual, validation accuracy at every stage, and of a shipped bundle
+    what was measured.
 
     Raises:
-      UserError: for bad input, before anything is written.
+      UserError: for bad input, before anything is written; when the shipped bundle is not within the budget, after everything
+        is; and (code 42, or 130 after Ctrl-C) when asked to stop, with what is finished saved.
     """
-    began_s = time.monotonic()
-    if checkpoint.steps(workdir):
-        raise UserError(f"{workdir} already holds a checkpoint; give another --workdir or remove it")
-    loaded = checkpoint.load(teacher_path)
-    data = open_dataset(config.dataset, config.data_dir)
-    check_classes(loaded, data)
-    images, calibration_hash = _calibration(config, loaded, data)
-    how = Repair(config.ridge, config.calibration.batch)
-    model = description.require_vit(loaded.description, "compression")
-    teacher = Teacher(model, loaded.params, images, how)
-    rounding = Rounding(config.round_mlp, config.round_head_dim, config.round_width)
-    goal = _check_goal(config, teacher.model, rounding)  # before what takes long
-    scores = _scores(config, teacher)
-    plan, candidates, met = _choose(config, teacher, scores, rounding, goal)
-    params, remarks = cut(teacher.model, teacher.params, plan, images, how)
-    sliced, _ = cut(teacher.model, teacher.params, plan, images, dataclasses.replace(how, fit=False))
-
-    shape = plan.shape_of(teacher.model)
-    meta = {
-        **loaded.meta,
-        "stage": "pruned",
-        "dataset": data.name,
-        "fingerprint": data.fingerprint,
-        "data_dir": config.data_dir,
-        "config_text": resolved_text(config),
-        "config_hash": config_hash(config),
-        "next_example": 0,
-        "teacher_hash": loaded.meta["weights_hash"],
-        "calibration_hash": calibration_hash,
-        **({"budget": met} if met else {}),
-    }
-    card = checkpoint.Card(shape, loaded.preprocess, loaded.labels, meta)
-    accuracies = {
-        name: report.top1(model, weights, loaded.preprocess, data.validation, how.batch)
-        for name, model, weights in (
-            ("teacher", teacher.model, teacher.params),
-            ("cut without repair", shape, sliced),
-            ("cut and repaired", shape, params),
-        )
-    }
-    result = _result(config, teacher.model, shape, accuracies, remarks, time.monotonic() - began_s)
-    result |= {"budget": met} if met else {}
-    _write(workdir, plan, scores, report.markdown(result, plan, teacher.model, candidates))
-    checkpoint.save_model(workdir, card, params)  # last: a workdir with a checkpoint is a finished one
-    return {**result, "workdir": str(workdir)}
+    with stoppable(workdir):
+        given = open_given(config, teacher_path)
+        shipping.check(config)  # this and the next before what takes long
+        goal = choosing.check(given)
+        hashes = {
+            "teacher": given.loaded.meta["weights_hash"],
+            "calibration images": given.calibration_hash,
+        }
+        stages = Stages(workdir, config, hashes)
+        with stages.forgotten_when_refused():
+            return _Job(given, goal, workdir, stages).run()
 
 
-def _calibration(config: Compression, loaded: Loaded, data: Dataset) -> tuple[Array, str]:
-    """Normalised training images chosen by the seed, as evaluation prepares them, and the sha256 of their pixels."""
-    available, asked = len(data.train.images), config.calibration.examples
-    if asked > available:
-        raise UserError(
-            f"calibration.examples={asked} is above the {available} training images of {data.name}; give fewer"
-        )
-    chosen = np.random.RandomState(config.seed).permutation(available)[:asked]
-    fitted = np.stack(
-        [preprocess.fit(data.train.images[index], loaded.preprocess) for index in np.sort(chosen)]
-    )
-    return preprocess.normalise(fitted, loaded.preprocess), hashlib.sha256(fitted.tobytes()).hexdigest()
+class _Job:
+    """The stages in their order."""
+
+    def __init__(self, given: Given, goal: Goal | None, workdir: Path, stages: Stages) -> None:
+        self._given, self._goal, self._workdir, self._stages = given, goal, workdir, stages
+        self._began_s = time.monotonic()
+
+    def run(self) -> dict[str, object]:
+        """All of them up to `until`; what is finished is told as the result."""
+        below, goal, choice, rungs = self._descended()
+        ranks, chosen = self._ranked(below, goal, choice)
+        at, plan = self._workdir, chosen.plan
+        cut = self._stages.run("cut", lambda: carry_out(below, plan, choice.met, at))
+        top1 = self._top1(cut["validation_top1"], bool(rungs))
+        student = self._distilled(below, top1)
+        shipped, limits = self._shipped(student, top1)
+        remarks = cut["remarks"]
+        record = Record(self._given, below, choice, chosen, ranks, rungs, top1, remarks, shipped, limits)
+        report.write(at, record, self._stages.seconds)
+        shipping.require(limits, str(shipped.get("bundle", "")))
+        return self._result(plan.shape_of(below.teacher.model), top1, remarks, choice.met, shipped)
+
+    def _descended(self) -> tuple[Given, Goal | None, Choice, list[Result]]:
+        """What the last cut begins with, and its candidates; the rows of the rungs before it, if there are any."""
+        given, at, distil = self._given, self._workdir, self._given.config.distil
+        choice = self._search(given, self._goal, at, "search")
+        if distil.rungs == 1 or not distil.total_steps:
+            return given, self._goal, choice, []
+        below, rungs = ladder.climb(given, choice, at / "ladder", self._stages)
+        if not rungs:
+            return given, self._goal, choice, []
+        goal = choosing.check(below)
+        return below, goal, self._search(below, goal, at / "ladder" / "last", "last-rung-search"), rungs
+
+    def _search(self, given: Given, goal: Goal | None, folder: Path, name: str) -> Choice:
+        found = self._stages.run(name, lambda: choosing.choose(given, goal, folder).to_json())
+        return Choice.from_json(found)
+
+    def _ranked(self, given: Given, goal: Goal | None, choice: Choice) -> tuple[list[Result], Candidate]:
+        """The rows of successive halving, if it was asked for, and the candidate that is taken."""
+        first, *others = choice.candidates[: max(given.config.halving.candidates, 1)]
+        if others and goal:  # only the first was measured by the search
+            kept = self._stages.run("halving-field", lambda: {"kept": _within(goal, given, others)})["kept"]
+            others = [others[place] for place in kept]
+        if not others:
+            return [], first
+        field = [first, *others]
+        rows = halving.race(given, field, self._workdir / "halving", self._stages)
+        winner = field[rows[0]["before"]]
+        # From here on a place is one among all candidates.
+        return [{**row, "before": choice.candidates.index(field[row["before"]])} for row in rows], winner
+
+    def _top1(self, cut: dict[str, float], laddered: bool) -> dict[str, float]:
+        """Top-1 by stage so far; what the last cut of a ladder began with is not the teacher."""
+        if not laddered:
+            return dict(cut)
+        return {"teacher": choosing.teacher_top1(self._given), "last rung": cut["teacher"]} | {
+            name: value for name, value in cut.items() if name != "teacher"
+        }
+
+    def _distilled(self, given: Given, top1: dict[str, float]) -> Path:
+        """Where the student lies: distilled, if that was asked for."""
+        at, steps = self._workdir, given.config.distil.total_steps
+        if given.config.until == "cut" or not steps:
+            return at
+        trained = self._stages.run("distil", lambda: distil(given, at, at / "distil", steps))
+        top1["distilled"] = trained["validation_top1"]
+        return at / "distil"
+
+    def _shipped(self, student: Path, top1: dict[str, float]) -> tuple[Result, list[Limit]]:
+        """What was measured of the bundle, and the limits that it is held to; nothing when the command ends before."""
+        given = self._given
+        if given.config.until != "export":
+            return {}, []
+        exported = self._stages.run("export", lambda: shipping.export(given, student, self._workdir))
+        # Measured every time: a report says what is, on the machine where it is asked for.
+        shipped = shipping.measure(given, Path(exported["bundle"]))
+        top1["shipped"] = shipped["top1"]
+        return shipped, shipping.limits(given, shipped)
+
+    def _result(
+        self,
+        model: description.ViT,
+        accuracies: dict[str, float],
+        remarks: list[str],
+        met: dict[str, Any],
+        shipped: Result,
+    ) -> dict[str, object]:
+        teacher, budget = self._given.teacher.model, self._given.config.budget
+        sizes = {
+            name: {"teacher": cost(teacher), "asked": getattr(budget, name) or None, "actual": cost(model)}
+            for name, cost in COSTS.items()
+        }
+        stage = "shipped" if shipped else "distilled" if "distilled" in accuracies else "pruned"
+        return {
+            "stage": stage,
+            **sizes,
+            "validation_top1": accuracies,
+            "remarks": remarks,
+            "seconds": round(time.monotonic() - self._began_s, 1),
+            **({"budget": met} if met else {}),
+            **({"shipped": shipped} if shipped else {}),
+            "workdir": str(self._workdir),
+        }
 
 
-def _scores(config: Compression, teacher: Teacher) -> Scores:
-    return scoring.score(
-        teacher.model, teacher.params, teacher.images, config.score, config.seed, teacher.how.batch
-    )
-
-
-def _check_goal(config: Compression, teacher: description.ViT, rounding: Rounding) -> goals.Goal | None:
-    """Refuses a budget or a shape that no cut of the teacher has; a budget that must be measured becomes a goal."""
-    cost, budget = _budget(config, teacher)
-    if budget:
-        search.check_budget(teacher, cost, budget, rounding)
-    heads, neurons = ([getattr(block, name) for block in teacher.blocks] for name in ("num_heads", "mlp_dim"))
-    most = {"num_layers": len(teacher.blocks), "num_heads": max(heads), "mlp_dim": max(neurons)}
-    for name, has in most.items():
-        asked = getattr(config.shape, name)
-        if asked > has:
-            raise UserError(f"shape.{name}={asked} is above the teacher's {has}; cutting only makes smaller")
-    return goals.of(config.budget, teacher, rounding)
-
-
-def _choose(
-    config: Compression, teacher: Teacher, scores: Scores, rounding: Rounding, goal: goals.Goal | None
-) -> tuple[Plan, list[Candidate], dict[str, object]]:
-    """The plan, the candidates that were tried last, and how a measured budget was met."""
-    judge = Judge(teacher)
-    cost, budget = _budget(config, teacher.model)
-    if goal or budget:
-        spend = _spender(config, teacher, scores, rounding, judge)
-        if goal:
-            within = goal.spend
-            found, met = goals.reach(goal, teacher.model, lambda limit: spend(within, limit))
-            return found[0].plan, found, met
-        found = spend(cost, budget)
-        return found[0].plan, found, {}
-    shape, has = config.shape, len(teacher.model.blocks)
-    removed = has - shape.num_layers if shape.num_layers else 0
-    dropped = set(search.missed_least(teacher, judge)[:removed]) if removed else set()
-    return allocate.stated(teacher.model, scores, dropped, shape.num_heads, shape.mlp_dim), [], {}
-
-
-def _spender(
-    config: Compression, teacher: Teacher, scores: Scores, rounding: Rounding, judge: Judge
-) -> Callable[[Cost, int], list[Candidate]]:
-    """(cost, budget) → candidates, best first, by the search that `config` asks for."""
-    if config.search == "uniform":
-        return lambda cost, budget: search.uniform(teacher, scores, cost, budget, rounding, judge)
-    table = search.measure_losses(teacher, scores, judge)
-    return lambda cost, budget: search.to_budget(teacher, scores, table, cost, budget, rounding, judge)
-
-
-def _budget(config: Compression, teacher: description.ViT) -> tuple[Cost, int]:
-    """The cost that is limited and its limit; a value of at most 1 is a fraction of the teacher's cost."""
-    for name, cost in _COSTS.items():
-        value = getattr(config.budget, name)
-        if value:
-            return cost, int(value * cost(teacher)) if value <= 1 else int(value)
-    return description.param_count, 0
-
-
-def _result(
-    config: Compression,
-    teacher: description.ViT,
-    model: description.ViT,
-    top1: dict[str, float],
-    remarks: list[str],
-    seconds: float,
-) -> dict[str, object]:
-    sizes = {
-        name: {"teacher": cost(teacher), "asked": getattr(config.budget, name) or None, "actual": cost(model)}
-        for name, cost in _COSTS.items()
-    }
-    return {
-        "stage": "pruned",
-        **sizes,
-        "validation_top1": top1,
-        "remarks": remarks,
-        "seconds": round(seconds, 1),
-    }
-
-
-def _write(workdir: Path, plan: Plan, scores: Scores, text: str) -> None:
-    workdir.mkdir(parents=True, exist_ok=True)
-    np.savez(workdir / "scores.npz", **scoring.to_arrays(scores))  # type: ignore[arg-type]
-    (workdir / "plan.json").write_text(json.dumps(plan.to_json()) + "\n")
-    (workdir / "report.md").write_text(text)
+def _within(goal: Goal, given: Given, candidates: list[Candidate]) -> list[int]:
+    """The places of those that are measured within the goal."""
+    shapes = [one.plan.shape_of(given.teacher.model) for one in candidates]
+    return [place for place, shape in enumerate(shapes) if goal.measure(shape).value <= goal.asked]

@@ -86,6 +86,15 @@ def _timed(models: Sequence[ViT], setting: Setting) -> list[Timing]:
     return [summary(rounds) for rounds in taken_ms]
 
 
+def time_file(content: bytes, model: ViT, setting: Setting) -> Timing:
+    """The time of an exported file itself, `model`'s, on this machine under `setting`; its precision is the file's own."""
+    runtime = open_runtime(content, "onnxruntime", setting.threads)
+    images = _images(model, setting.batch)
+    taken_ms = np.array([_round_ms(runtime, images) for _ in range(_ROUNDS)])
+    runtime.close()
+    return summary(taken_ms)
+
+
 def _round_ms(runtime: Runtime, images: np.ndarray) -> list[float]:
     """A round's runs, ms, after a few that bring the caches back."""
     taken = []

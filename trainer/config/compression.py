@@ -1,15 +1,24 @@
-"""The configuration of a compression: what may remain of the teacher, and how it is cut and repaired."""
+"""The configuration of a compression: what may remain of the teacher, how it is cut, repaired, distilled and shipped."""
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Any
 
-from trainer.config.fields import Problems
+from trainer.config.experiment import Experiment, MeshShape
+from trainer.config.fields import ConfigError, Problems
 
 SCORES = ("fisher", "taylor")
 SEARCHES = ("budget", "uniform")
 PRECISIONS = ("fp32", "int8")
 SIZES = ("params", "macs")  # limits that may be fractions
-LIMITS = (*SIZES, "mib", "latency_p50_ms", "latency_p99_ms")  # of a budget; its other fields say how
+ACCURACIES = ("min_top1", "max_drop")  # least accuracy; what it costs is made small
+LIMITS = (
+    *SIZES,
+    "mib",
+    "latency_p50_ms",
+    "latency_p99_ms",
+    *ACCURACIES,
+)  # of a budget; its other fields say how
+ENDS = ("cut", "distil", "export")  # where the command may end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +33,10 @@ class Budget:
     mib: Annotated[float, "largest exported file, MiB"]
     latency_p50_ms: Annotated[float, "greatest median time of a call on the serving runtime, ms"]
     latency_p99_ms: Annotated[float, "greatest 99th percentile of it, ms"]
+    min_top1: Annotated[float, "least validation top-1 that must remain, a fraction; MACs are made few"]
+    max_drop: Annotated[
+        float, "likewise, as the most that may be lost of the teacher's: 0.005 is half a point"
+    ]
     batch: Annotated[int, "images in the call whose latency is limited"]
     threads: Annotated[int, "threads of that call; 0: all cores"]
     precision: Annotated[str, "fp32 or int8: of the file that is limited"]
@@ -44,6 +57,53 @@ class Calibration:
 
     examples: Annotated[int, "training images, used without labels"]
     batch: Annotated[int, "images at a time"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Distil:
+    """How the cut model is trained towards the teacher. All keys but `rungs` are a training's, by its names."""
+
+    rungs: Annotated[
+        int, "cut and distil in so many turns; 0: as many as keep each cut to a third of the cost, 1: one"
+    ]
+    total_steps: Annotated[int, "of each distillation; 0 leaves it out"]
+    warmup_steps: Annotated[int, "of the learning rate, from 0 to base_lr"]
+    batch: Annotated[int, "images of one step"]
+    batch_eval: Annotated[int, "images per batch of the evaluation"]
+    base_lr: Annotated[float, "largest learning rate; a cosine to 0 follows"]
+    wd: Annotated[float, "decoupled weight decay"]
+    do: Annotated[float, "dropout rate"]
+    sd: Annotated[float, "stochastic depth rate of the last block"]
+    label_smoothing: Annotated[float, "share of each label that goes to all classes"]
+    grad_norm_clip: Annotated[float, "largest norm of the gradients"]
+    aug: Annotated[str, "augmentation: none, shift or shift_flip"]
+    distill_weight: Annotated[float, "alpha in alpha·T²·KL + (1 - alpha)·CE"]
+    distill_temperature: Annotated[float, "T of distill_weight"]
+    eval_every: Annotated[int, "steps from one evaluation to the next"]
+    checkpoint_every: Annotated[int, "steps from one checkpoint to the next"]
+    keep_last: Annotated[int, "newest checkpoints that are kept"]
+    log_every: Annotated[int, "steps from one line of metrics.jsonl to the next"]
+    workers: Annotated[int, "Grain worker processes; 0 reads in this one"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Halving:
+    """Successive halving: which candidate is best after distillation is not always the one that is best before."""
+
+    candidates: Annotated[
+        int, "best ones that are distilled for a while before one is chosen; 0: the first is"
+    ]
+    steps: Annotated[int, "of the first short distillation; each round keeps half and doubles them"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """The bundle that is shipped: WORKDIR/models/NAME/1."""
+
+    name: Annotated[str, "of the bundle: WORKDIR/models/NAME/1"]
+    precision: Annotated[str, "fp32 or int8; empty: budget.precision"]
+    calibration_examples: Annotated[int, "training images for int8 ranges"]
+    min_agreement: Annotated[float, "int8 is refused when it shares fewer first labels with the live model"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +128,10 @@ class Compression:
     round_mlp: Annotated[int, "neurons are cut to a multiple of this"]
     round_head_dim: Annotated[int, "dims per head are cut to a multiple of this"]
     round_width: Annotated[int, "channels of the residual stream are cut to a multiple of this"]
+    halving: Halving
+    distil: Distil
+    export: Export
+    until: Annotated[str, "cut, distil or export: the last thing to do"]
 
     def __post_init__(self) -> None:
         found = Problems()
@@ -79,7 +143,70 @@ class Compression:
         rounding = {f"round_{name}": getattr(self, f"round_{name}") for name in ("mlp", "head_dim", "width")}
         found.check_at_least(1, **rounding, **counts)
         found.check(0 <= self.seed < 2**32, f"seed={self.seed} must be in [0, 2**32)")
+        self._check_rest(found)
         found.refuse()
+
+    def distillation(self, student: str, teacher: str, image_size: int, total_steps: int) -> Experiment:
+        """The training that brings the checkpoint `student` nearer to the checkpoint `teacher` in `total_steps`.
+
+        Raises:
+          ConfigError: naming everything that is wrong with section `distil`.
+        """
+        names = {field.name for field in dataclasses.fields(Experiment)}
+        given: dict[str, Any] = {
+            name: value for name, value in dataclasses.asdict(self.distil).items() if name in names
+        }
+        whole, warmup = self.distil.total_steps, self.distil.warmup_steps
+        given["total_steps"] = total_steps
+        given["warmup_steps"] = warmup * total_steps // whole if whole else min(warmup, total_steps - 1)
+        return Experiment(
+            **given,
+            seed=self.seed,
+            dataset=self.dataset,
+            data_dir=self.data_dir,
+            image_size=image_size,
+            model="",
+            pretrained=student,
+            shape_of="",
+            teacher_weights=teacher,
+            mesh=MeshShape(data=-1, fsdp=1, model=1),
+        )
+
+    @property
+    def shipped_precision(self) -> str:
+        """The precision that the exporter is asked for."""
+        return self.export.precision or self.budget.precision
+
+    def _check_rest(self, found: Problems) -> None:
+        distil, halving = self.distil, self.halving
+        found.check(self.until in ENDS, f"until={self.until!r} must be one of {', '.join(ENDS)}")
+        counts = {"distil.rungs": distil.rungs, "distil.total_steps": distil.total_steps}
+        found.check_at_least(0, **counts, **{"halving.candidates": halving.candidates})
+        found.check_at_least(
+            1,
+            **{
+                "halving.steps": halving.steps,
+                "export.calibration_examples": self.export.calibration_examples,
+            },
+        )
+        try:
+            # Trained or not: what is wrong shows now, and not when the cut is done.
+            self.distillation("student", "teacher", 1, distil.total_steps or distil.warmup_steps + 1)
+        except ConfigError as error:
+            for problem in error.problems:
+                found.check(False, f"distil.{problem}")
+        laddered = distil.rungs != 1 and any(dataclasses.asdict(self.shape).values())
+        found.check(not laddered, f"distil.rungs={distil.rungs} is for a budget; with shape.* set it to 1")
+        name, share = self.export.name, self.export.min_agreement
+        found.check(
+            bool(name) and "/" not in name and not name.startswith("."),
+            f"export.name={name!r} must be the name of a folder",
+        )
+        found.check(0 <= share <= 1, f"export.min_agreement={share} must be in [0, 1]")
+        found.check(
+            self.export.precision in ("", *PRECISIONS),
+            f"export.precision={self.export.precision!r} must be empty or one of {', '.join(PRECISIONS)}",
+        )
 
     def _check_goal(self, found: Problems) -> None:
         limits = {f"budget.{name}": getattr(self.budget, name) for name in LIMITS}
@@ -96,6 +223,9 @@ class Compression:
             **{name: value for name, value in limits.items() if name.endswith(("mib", "_ms"))},
             **{"budget.threads": self.budget.threads},
         )
+        for name in ACCURACIES:
+            value = getattr(self.budget, name)
+            found.check(0 <= value < 1, f"budget.{name}={value} must be a fraction in (0, 1), or 0: no limit")
         found.check_at_least(1, **{"budget.batch": self.budget.batch})
         found.check(
             self.budget.precision in PRECISIONS,

@@ -5,6 +5,7 @@ the hashes in its own checkpoint.
 """
 
 from serving.command import UserError
+from trainer.config.compression import Compression
 from trainer.config.experiment import Experiment
 from trainer.config.fields import flatten, from_text
 
@@ -27,7 +28,12 @@ MAY_CHANGE_ON_RESUME = frozenset(
 )
 
 
-def refuse_changes(stored_text: str, config: Experiment) -> None:
+def refuse_changes(
+    stored_text: str,
+    config: Experiment | Compression,
+    what: str = "the checkpoint of another run",
+    may_change: frozenset[str] = MAY_CHANGE_ON_RESUME,
+) -> None:
     """Refuses a configuration that is not the one a stored run began with.
 
     Raises:
@@ -36,11 +42,11 @@ def refuse_changes(stored_text: str, config: Experiment) -> None:
     stored, new = from_text(stored_text), flatten(config)
     changed = [
         f"{name} is {stored.get(name, 'absent')!r} there, {new.get(name, 'absent')!r} now"
-        for name in sorted((stored.keys() | new.keys()) - MAY_CHANGE_ON_RESUME)
+        for name in sorted((stored.keys() | new.keys()) - may_change)
         if stored.get(name) != new.get(name)
     ]
     if changed:
         raise UserError(
-            f"the workdir holds the checkpoint of another run: {'; '.join(changed)}; give another --workdir, or the "
-            f"same values (these may change: {', '.join(sorted(MAY_CHANGE_ON_RESUME))})"
+            f"the workdir holds {what}: {'; '.join(changed)}; give another --workdir, or the "
+            f"same values (these may change: {', '.join(sorted(may_change))})"
         )

@@ -8,18 +8,23 @@ import pytest
 
 from serving import preprocess
 from serving.command import UserError
-from tests.support.small_models import DIGITS_SPEC, SMALL, logits, save_digits
+from tests.support.small_models import DIGITS_SPEC, SMALL, logits, random_params, save_digits
 from trainer import checkpoint, description
 from trainer.compress import repair, scores, streams
 from trainer.compress.__main__ import main
 from trainer.compress.plan import Layer, Plan
-from trainer.compress.report import top1
 from trainer.compress.search import divergence
+from trainer.compress.validation import top1
 from trainer.data.datasets import open_dataset
 from trainer.models.build import flatten
 
 # Few images and few moves: the job is the same, and a test waits for it.
-QUICK = ("--config=configs/compress.py", "--config.calibration.examples=256", "--config.calibration.batch=64")
+QUICK = (
+    "--config=configs/compress.py",
+    "--config.calibration.examples=256",
+    "--config.calibration.batch=64",
+    "--config.until=cut",
+)
 ROUNDING = ("--config.round_mlp=16",)
 
 
@@ -159,7 +164,12 @@ def test_plan_scores_and_report_lie_beside_the_model(cut: tuple[Path, dict[str, 
     assert found.keys() == {"0", "1"}
     assert found["1"]["mlp"].shape == (32,)
     report = (workdir / "report.md").read_text()
-    for shown in (f"{result['params']['actual']:,}", "cut and repaired", "greedy", "KL to the teacher"):
+    for shown in (
+        f"{result['params']['actual']:,}",
+        "cut and repaired",
+        "sizes by losses",
+        "KL to the teacher",
+    ):
         assert shown in report
 
 
@@ -181,19 +191,41 @@ def test_the_same_cut_again_gives_the_same_weights(
     assert checkpoint.load(tmp_path).meta["weights_hash"] == checkpoint.load(cut[0]).meta["weights_hash"]
 
 
-def test_a_workdir_that_holds_a_checkpoint_is_refused_and_kept(
+def _files(workdir: Path) -> dict[Path, int]:
+    # Who looks at a workdir holds its lock for so long.
+    return {file: file.stat().st_mtime_ns for file in workdir.rglob("*") if file.name != ".lock"}
+
+
+def test_a_workdir_of_another_compression_is_refused_by_what_differs_and_kept(
     teacher: Path, cut: tuple[Path, dict[str, Any]]
 ) -> None:
     workdir, _ = cut
-
-    def files() -> dict[Path, int]:
-        # Who looks at a workdir holds its lock for so long.
-        return {file: file.stat().st_mtime_ns for file in workdir.rglob("*") if file.name != ".lock"}
-
-    before = files()
-    with pytest.raises(UserError, match=f"{workdir} already holds a checkpoint"):
+    before = _files(workdir)
+    with pytest.raises(UserError, match=r"budget\.params is 0\.6 there, 0\.5 now; give another --workdir"):
         main(_arguments(teacher, workdir, "--config.budget.params=0.5"))
-    assert files() == before
+    assert _files(workdir) == before
+
+
+def test_a_workdir_of_another_teacher_is_refused(cut: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    save_digits(tmp_path, params=random_params(SMALL, seed=1))
+    with pytest.raises(UserError, match="holds a compression of another teacher: sha256"):
+        main(_arguments(tmp_path, cut[0], "--config.budget.params=0.6"))
+
+
+def test_a_workdir_with_a_checkpoint_of_something_else_is_refused_and_kept(teacher: Path) -> None:
+    before = _files(teacher)
+    with pytest.raises(UserError, match=f"{teacher} already holds a checkpoint"):
+        main(_arguments(teacher, teacher, "--config.budget.params=0.5"))
+    assert _files(teacher) == before
+
+
+def test_the_same_command_again_tells_the_same_without_doing_it_again(
+    teacher: Path, cut: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workdir, result = cut
+    monkeypatch.setattr("trainer.compress.choosing.choose", None)  # not to be called
+    again = main(_arguments(teacher, workdir, "--config.budget.params=0.6"))
+    assert {**again, "seconds": result["seconds"]} == result
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,145 @@
+"""Stages, rungs, budgets of accuracy and limits, without a model."""
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.command import ExitCode, UserError
+from tests.support.small_models import SMALL
+from trainer import config
+from trainer.compress import ladder, least_accuracy
+from trainer.compress.allocate import Rounding
+from trainer.compress.plan import Plan, identity
+from trainer.compress.search import Candidate
+from trainer.compress.shipping import Limit, require
+from trainer.compress.stages import Stages
+from trainer.description import macs
+
+CONFIG = config.compression("configs/compress.py", [])
+HASHES = {"teacher": "a" * 64}
+
+
+def test_a_finished_stage_is_not_done_again_and_an_unfinished_one_is(tmp_path: Path) -> None:
+    done: list[str] = []
+
+    def work() -> dict[str, Any]:
+        done.append("once")
+        if len(done) == 1:
+            raise RuntimeError("half way")
+        return {"value": 0.1}
+
+    with pytest.raises(RuntimeError):
+        Stages(tmp_path, CONFIG, HASHES).run("cut", work)
+    results = [Stages(tmp_path, CONFIG, HASHES).run("cut", work) for _ in range(2)]
+    assert results == [{"value": 0.1}] * 2
+    assert len(done) == 2
+
+
+def test_how_far_to_go_may_change_and_nothing_that_is_made(tmp_path: Path) -> None:
+    Stages(tmp_path, CONFIG, HASHES)
+    Stages(tmp_path, dataclasses.replace(CONFIG, until="cut"), HASHES)
+    with pytest.raises(UserError, match=r"ridge is 0\.01 there, 0\.5 now"):
+        Stages(tmp_path, dataclasses.replace(CONFIG, ridge=0.5), HASHES)
+    with pytest.raises(UserError, match="another teacher: sha256 aaaaaaaaaaaa there, bbbbbbbbbbbb now"):
+        Stages(tmp_path, CONFIG, {"teacher": "b" * 64})
+
+
+@pytest.mark.parametrize(
+    ("code", "kept"), [(ExitCode.BAD_INPUT, False), (ExitCode.PREEMPTED, True), (ExitCode.INTERRUPTED, True)]
+)
+def test_only_a_refusal_before_the_first_stage_is_done_is_forgotten(
+    code: ExitCode, kept: bool, tmp_path: Path
+) -> None:
+    stages = Stages(tmp_path, CONFIG, HASHES)
+    with pytest.raises(UserError), stages.forgotten_when_refused():
+        raise UserError("too few calibration images", code)
+    assert (tmp_path / "compression.json").exists() == kept
+
+
+def test_a_refusal_after_a_stage_keeps_what_is_done(tmp_path: Path) -> None:
+    stages = Stages(tmp_path, CONFIG, HASHES)
+    stages.run("search", dict)
+    with pytest.raises(UserError), stages.forgotten_when_refused():
+        raise UserError("no room")
+    assert (tmp_path / "compression.json").exists()
+
+
+@pytest.mark.parametrize(("kept", "rungs"), [(1.0, 1), (0.9, 1), (2 / 3, 1), (0.6, 2), (4 / 9, 2), (0.25, 4)])
+def test_no_rung_takes_more_than_a_third(kept: float, rungs: int) -> None:
+    assert ladder.count(0, kept) == rungs
+    steps = [1.0, *ladder.fractions(kept, rungs)]
+    assert steps[-1] == pytest.approx(kept)
+    # float rounding of a third that is met exactly
+    assert all(after >= before * (2 / 3) * (1 - 1e-9) for before, after in itertools.pairwise(steps))
+
+
+def test_asked_rungs_are_given() -> None:
+    assert ladder.count(3, 0.9) == 3
+
+
+def _found(limit: int) -> list[Candidate]:
+    return [Candidate("made", identity(SMALL), limit, 0.0)]
+
+
+def _bisect(threshold: int, least: float = 0.9) -> tuple[int, list[Any]]:
+    """The MACs that are found when just budgets from `threshold` on keep the accuracy."""
+    budgets: list[int] = []
+
+    def search(limit: int) -> list[Candidate]:
+        budgets.append(limit)
+        return _found(limit)
+
+    def accuracy(plan: Plan) -> float:
+        return 0.95 if budgets[-1] >= threshold else 0.5
+
+    kept, met = least_accuracy.smallest(SMALL, Rounding(8, 4, 16), search, accuracy, least)
+    return kept[0].cost, met["tried"]
+
+
+@pytest.mark.parametrize("share", [0.35, 0.6, 0.9])
+def test_the_fewest_macs_that_keep_the_accuracy_are_found(share: float) -> None:
+    threshold = int(share * macs(SMALL))
+    found, tried = _bisect(threshold)
+    assert threshold <= found <= 1.04 * threshold  # the bisection ends at a ratio of 1.03
+    assert len(tried) <= 8
+
+
+def test_an_accuracy_that_no_cut_keeps_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"keeps a validation top-1 of 99\.00%.* the nearest has 50\.00% at"):
+        _bisect(10**9, least=0.99)
+
+
+def test_what_is_within_every_limit_passes_and_each_miss_is_named() -> None:
+    fine = [Limit("params", "params", 10, 10), Limit("min_top1", "top-1", 0.9, 0.9, at_least=True)]
+    require(fine, "models/student/1")
+    missed = [Limit("latency_p50_ms", "ms", 5, 5.2), Limit("min_top1", "top-1", 0.9, 0.89, at_least=True)]
+    with pytest.raises(
+        UserError, match=r"latency_p50_ms=5 was asked, 5\.2 ms measured; budget\.min_top1=0\.9"
+    ):
+        require([*fine, *missed], "models/student/1")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("until", "served", "until='served' must be one of cut, distil, export"),
+        ("distil.batch", "0", "distil.batch=0 must be at least 1"),
+        ("distil.total_steps", "-1", "distil.total_steps=-1 must be 0 or above"),
+        ("distil.warmup_steps", "400", "distil.warmup_steps=400 is not below total_steps=400"),
+        ("halving.steps", "0", "halving.steps=0 must be at least 1"),
+        ("export.name", "a/b", "export.name='a/b' must be the name of a folder"),
+        ("export.precision", "fp8", "export.precision='fp8' must be empty or one of"),
+        ("budget.max_drop", "1.5", r"budget.max_drop=1.5 must be a fraction in \(0, 1\)"),
+    ],
+)
+def test_a_bad_key_of_the_later_stages_is_refused_at_once(key: str, value: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        config.compression("configs/compress.py", [(key, value)])
+
+
+def test_a_ladder_needs_a_budget() -> None:
+    with pytest.raises(UserError, match=r"distil.rungs=0 is for a budget; with shape"):
+        config.compression("configs/compress.py", [("shape.num_layers", "1"), ("distil.rungs", "0")])

@@ -1,0 +1,180 @@
+"""From what is asked (a budget of any kind, or a shape) to candidates, best first."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serving.command import UserError
+from trainer import description
+from trainer.compress import allocate, goals, least_accuracy, search
+from trainer.compress import plan as plans
+from trainer.compress import scores as scoring
+from trainer.compress.allocate import Cost
+from trainer.compress.given import Given
+from trainer.compress.goals import Goal
+from trainer.compress.plan import Plan
+from trainer.compress.remembering import RememberingJudge
+from trainer.compress.repair import cut
+from trainer.compress.scores import Scores
+from trainer.compress.search import Candidate
+from trainer.compress.validation import top1
+
+COSTS: dict[str, Cost] = {"params": description.param_count, "macs": description.macs}
+_SCORES, _JUDGED = "scores.npz", "search.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Candidates, best first; how a measured budget was met, if one was; and every plan that was judged, with its KL."""
+
+    candidates: list[Candidate]
+    met: dict[str, Any]
+    judged: list[tuple[Plan, float]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "candidates": [dataclasses.asdict(one) for one in self.candidates],
+            "met": self.met,
+            "judged": [[plan.to_json(), loss] for plan, loss in self.judged],
+        }
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> "Choice":
+        """The inverse of `to_json`."""
+        candidates = [
+            Candidate(**{**one, "plan": plans.from_json(one["plan"])}) for one in values["candidates"]
+        ]
+        judged = [(plans.from_json(plan), loss) for plan, loss in values["judged"]]
+        return Choice(candidates, values["met"], judged)
+
+
+def check(given: Given) -> Goal | None:
+    """Refuses a budget or a shape that no cut of the teacher has; a budget that must be measured becomes a goal.
+
+    Raises:
+      UserError: with the nearest that is possible.
+    """
+    config, teacher = given.config, given.teacher.model
+    cost, budget = limit_of(given)
+    if budget:
+        search.check_budget(teacher, cost, budget, given.rounding)
+    heads, neurons = ([getattr(block, name) for block in teacher.blocks] for name in ("num_heads", "mlp_dim"))
+    most = {"num_layers": len(teacher.blocks), "num_heads": max(heads), "mlp_dim": max(neurons)}
+    for name, has in most.items():
+        asked = getattr(config.shape, name)
+        if asked > has:
+            raise UserError(f"shape.{name}={asked} is above the teacher's {has}; cutting only makes smaller")
+    if config.budget.min_top1 and config.budget.min_top1 > teacher_top1(given):
+        raise UserError(
+            f"budget.min_top1={config.budget.min_top1:g} is above the teacher's own {teacher_top1(given):.4f} on the "
+            "validation images; ask at most that"
+        )
+    return goals.of(config.budget, teacher, given.rounding)
+
+
+def limit_of(given: Given) -> tuple[Cost, int]:
+    """The cost that is limited and its limit, 0 for none; a value of at most 1 is a fraction of the teacher's cost."""
+    for name, cost in COSTS.items():
+        value = getattr(given.config.budget, name)
+        if value:
+            return cost, int(value * cost(given.teacher.model)) if value <= 1 else int(value)
+    return description.param_count, 0
+
+
+def choose(given: Given, goal: Goal | None, folder: Path) -> Choice:
+    """Searches; scores and what was judged are kept in `folder`, so that an interrupted search goes on.
+
+    Raises:
+      UserError: when nothing was found that is within the budget.
+    """
+    scores = _scores(given, folder / _SCORES)
+    hashes = {"teacher": given.loaded.meta["weights_hash"], "calibration": given.calibration_hash}
+    judge = RememberingJudge(given.teacher, folder / _JUDGED, hashes)
+    candidates, met = _search(given, scores, judge, goal)
+    return Choice(candidates, met, judge.judged)
+
+
+def _scores(given: Given, path: Path) -> Scores:
+    if path.is_file():
+        with np.load(path) as file:
+            return scoring.from_arrays(dict(file))
+    teacher, config = given.teacher, given.config
+    found = scoring.score(
+        teacher.model, teacher.params, teacher.images, config.score, config.seed, teacher.how.batch
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(".scores.draft.npz")
+    np.savez(draft, **scoring.to_arrays(found))  # type: ignore[arg-type]
+    draft.rename(path)
+    return found
+
+
+def _search(
+    given: Given, scores: Scores, judge: RememberingJudge, goal: Goal | None
+) -> tuple[list[Candidate], dict[str, Any]]:
+    if any(dataclasses.asdict(given.config.shape).values()):
+        return [_stated(given, scores, judge)], {}
+    within = _searcher(given, scores, judge)
+    if goal:
+        spend = goal.spend
+        return goals.reach(goal, given.teacher.model, lambda limit: within(spend, limit))
+    cost, budget = limit_of(given)
+    if budget:
+        return within(cost, budget), {}
+    return least_accuracy.smallest(
+        given.teacher.model,
+        given.rounding,
+        lambda limit: within(description.macs, limit),
+        lambda plan: _accuracy(given, plan),
+        least_top1(given),
+    )
+
+
+def _searcher(
+    given: Given, scores: Scores, judge: RememberingJudge
+) -> Callable[[Cost, int], list[Candidate]]:
+    """(cost, budget) → candidates within it, best first, by the search that the configuration asks for."""
+    teacher, rounding = given.teacher, given.rounding
+    if given.config.search == "uniform":
+        return lambda cost, budget: search.uniform(teacher, scores, cost, budget, rounding, judge)
+    table = search.measure_losses(teacher, scores, judge)
+    return lambda cost, budget: search.to_budget(teacher, scores, table, cost, budget, rounding, judge)
+
+
+def _stated(given: Given, scores: Scores, judge: RememberingJudge) -> Candidate:
+    shape, has = given.config.shape, len(given.teacher.model.blocks)
+    removed = has - shape.num_layers if shape.num_layers else 0
+    dropped = set(search.missed_least(given.teacher, judge)[:removed]) if removed else set()
+    plan = allocate.stated(given.teacher.model, scores, dropped, shape.num_heads, shape.mlp_dim)
+    size = description.param_count(plan.shape_of(given.teacher.model))
+    return Candidate("the stated shape", plan, size, judge(plan))
+
+
+def least_top1(given: Given) -> float:
+    """The validation top-1 that must remain, as a fraction; 0 when none is asked."""
+    budget = given.config.budget
+    return teacher_top1(given) - budget.max_drop if budget.max_drop else budget.min_top1
+
+
+def teacher_top1(given: Given) -> float:
+    """Validation top-1 of what is cut."""
+    teacher, spec = given.teacher, given.loaded.preprocess
+    return top1(teacher.model, teacher.params, spec, given.data.validation, teacher.how.batch)
+
+
+def _accuracy(given: Given, plan: Plan) -> float:
+    """Validation top-1 of the plan, cut and repaired with all calibration images."""
+    teacher = given.teacher
+    params, _ = cut(teacher.model, teacher.params, plan, teacher.images, teacher.how)
+    shape = plan.shape_of(teacher.model)
+    return top1(shape, params, given.loaded.preprocess, given.data.validation, teacher.how.batch)
+
+
+def dumped(plan: Plan) -> str:
+    """The text of plan.json."""
+    return json.dumps(plan.to_json()) + "\n"

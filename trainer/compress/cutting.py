@@ -1,0 +1,57 @@
+"""A plan carried out: the cut and repaired model as a checkpoint like any other, and what it is worth."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from trainer import checkpoint
+from trainer.compress.choosing import dumped
+from trainer.compress.given import Given
+from trainer.compress.plan import Plan
+from trainer.compress.repair import cut
+from trainer.compress.stages import write_text
+from trainer.compress.validation import top1
+from trainer.config import config_hash, resolved_text
+
+
+def carry_out(given: Given, plan: Plan, met: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Writes `folder`/checkpoints and plan.json; returns top-1 with and without repair, and the repair's remarks."""
+    teacher, data, spec = given.teacher, given.data, given.loaded.preprocess
+    params, remarks = cut(teacher.model, teacher.params, plan, teacher.images, teacher.how)
+    sliced, _ = cut(
+        teacher.model, teacher.params, plan, teacher.images, dataclasses.replace(teacher.how, fit=False)
+    )
+    shape = plan.shape_of(teacher.model)
+    top1s = {
+        name: top1(model, weights, spec, data.validation, teacher.how.batch)
+        for name, model, weights in (
+            ("teacher", teacher.model, teacher.params),
+            ("cut without repair", shape, sliced),
+            ("cut and repaired", shape, params),
+        )
+    }
+    write_text(folder / "plan.json", dumped(plan))
+    if not checkpoint.steps(
+        folder
+    ):  # an interruption between the two leaves the model without the stage's record
+        checkpoint.save_model(
+            folder, checkpoint.Card(shape, spec, given.loaded.labels, _meta(given, met)), params
+        )
+    return {"validation_top1": top1s, "remarks": remarks}
+
+
+def _meta(given: Given, met: dict[str, Any]) -> checkpoint.Meta:
+    config, loaded = given.config, given.loaded
+    return {
+        **loaded.meta,
+        "stage": "pruned",
+        "dataset": given.data.name,
+        "fingerprint": given.data.fingerprint,
+        "data_dir": config.data_dir,
+        "config_text": resolved_text(config),
+        "config_hash": config_hash(config),
+        "next_example": 0,
+        "teacher_hash": loaded.meta["weights_hash"],
+        "calibration_hash": given.calibration_hash,
+        **({"budget": met} if met else {}),
+    }

@@ -1,0 +1,60 @@
+"""The least accuracy that must remain, as a budget: the fewest MACs whose best cut, before any training step, still keeps it.
+
+Bisection over MACs. Accuracy falls with them but for noise, and each step is a whole search; the last one that kept it is taken.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from serving.command import UserError
+from trainer.compress.allocate import Rounding
+from trainer.compress.allocate import smallest as smallest_cuts
+from trainer.compress.plan import Plan
+from trainer.compress.search import Candidate
+from trainer.description import ViT, macs
+
+_STEPS = 8
+_NEAR = 1.03  # between a budget that kept it and one that did not, less than this ratio is noise
+
+
+def smallest(
+    teacher: ViT,
+    rounding: Rounding,
+    search: Callable[[int], list[Candidate]],
+    accuracy: Callable[[Plan], float],
+    least: float,
+) -> tuple[list[Candidate], dict[str, Any]]:
+    """The candidates of the smallest budget whose best keeps the accuracy `least`, and what was tried.
+
+    Args:
+      teacher: what is cut.
+      rounding: of its sizes.
+      search: candidates within so many MACs, best first.
+      accuracy: validation top-1 of a plan, a fraction.
+      least: what must remain, a fraction.
+
+    Raises:
+      UserError: when even the whole teacher has less, or no cut that was tried keeps it; with the nearest possible.
+    """
+    low, high = min(map(macs, smallest_cuts(teacher, rounding))), macs(teacher)
+    kept: list[Candidate] = []
+    tried: list[dict[str, Any]] = []
+    for _ in range(_STEPS):
+        if high <= _NEAR * low:
+            break
+        budget = round(math.sqrt(low * high))  # halves the ratio that is left
+        found = search(budget)
+        top1 = accuracy(found[0].plan)
+        tried.append({"macs": found[0].cost, "top1": top1})
+        if top1 >= least:
+            kept, high = found, found[0].cost
+        else:
+            low = budget
+    if not kept:
+        best = max(tried, key=lambda one: (one["top1"], -one["macs"]))
+        raise UserError(
+            f"no cut keeps a validation top-1 of {least:.2%} without training: the nearest has {best['top1']:.2%} at "
+            f"{best['macs']:,} MACs; ask at most that, or give a budget of MACs and let distillation win it back"
+        )
+    return kept, {"name": "min_top1", "asked": least, "searches": len(tried), "tried": tried}

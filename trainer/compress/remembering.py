@@ -1,0 +1,37 @@
+"""Judging that an interruption does not undo: what a plan was found to be worth is kept on disk and not asked again."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from trainer.compress.plan import Plan, from_json
+from trainer.compress.search import Judge, Teacher
+from trainer.compress.stages import write_text
+
+
+class RememberingJudge(Judge):
+    """A judge that keeps in `path` the KL of every plan, by the sha256 of the plan.
+
+    What was judged by other `hashes` (of the teacher's weights and of the calibration images) is forgotten.
+    """
+
+    def __init__(self, teacher: Teacher, path: Path, hashes: dict[str, str]) -> None:
+        super().__init__(teacher)
+        self._path, self._hashes = path, hashes
+        stored: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        self._found: dict[str, Any] = stored["plans"] if stored.get("hashes") == hashes else {}
+
+    def __call__(self, plan: Plan) -> float:
+        """KL of the repaired plan on images that repaired nothing, in nats."""
+        values = plan.to_json()
+        name = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+        if name not in self._found:
+            self._found[name] = {"divergence": super().__call__(plan), "plan": values}
+            write_text(self._path, json.dumps({"hashes": self._hashes, "plans": self._found}) + "\n")
+        return float(self._found[name]["divergence"])
+
+    @property
+    def judged(self) -> list[tuple[Plan, float]]:
+        """Every plan that was judged, and its KL."""
+        return [(from_json(one["plan"]), one["divergence"]) for one in self._found.values()]

@@ -1,0 +1,193 @@
+"""The facts of one compression, as one JSON object: all that the report says is in it, and nothing is computed elsewhere."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Protocol
+
+from trainer import description
+from trainer.compress import choosing
+from trainer.compress.choosing import COSTS, Choice
+from trainer.compress.given import Given
+from trainer.compress.plan import Plan
+from trainer.compress.search import Candidate
+from trainer.compress.shipping import Limit
+from trainer.compress.size import file_mib
+from trainer.compress.validation import Accuracy
+from trainer.config.compression import LIMITS
+from trainer.description import ViT
+
+Facts = dict[str, Any]
+
+
+class Sensitivity(Protocol):
+    """What each kind of unit in each layer loses by how much of it is kept."""
+
+    def to_json(self) -> Any: ...
+    def markdown(self) -> str: ...
+    def plot(self, path: Path) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What was given, tried, chosen and measured.
+
+    `given` is of the first teacher, `cut_from` of what the last cut began with (the same unless there are rungs); `shipped` and
+    `limits` are empty where nothing was exported.
+    """
+
+    given: Given
+    cut_from: Given
+    choice: Choice
+    chosen: Candidate
+    halving: list[Facts]
+    rungs: list[Facts]
+    top1: dict[str, float]
+    remarks: list[str]
+    shipped: Facts
+    limits: list[Limit]
+    sensitivity: Sensitivity | None = None
+
+    def to_json(self) -> Facts:
+        """Plain JSON values."""
+        candidates = self._candidates()
+        return {
+            "teacher": str(self.given.origin),
+            "dataset": self.given.data.name,
+            "asked": self._asked(),
+            "within_budget": all(limit.met for limit in self.limits) if self.limits else None,
+            "limits": [limit.to_json() for limit in self.limits],
+            "sizes": self._sizes(),
+            "latency": {name: self.shipped.get(name) for name in ("latency", "teacher_latency")},
+            "shipped": {name: self.shipped[name] for name in ("bundle", "precision") if self.shipped},
+            "accuracy": self._accuracy(),
+            "candidates": candidates,
+            "why": self._why(candidates),
+            "halving": self._halving(),
+            "rungs": self.rungs,
+            "plan": _layers(self.chosen.plan, self.cut_from.teacher.model),
+            "width": [self._model.width, self.cut_from.teacher.model.width],
+            "layers_removed": _removed(self.chosen.plan, self.cut_from.teacher.model),
+            "budget_search": self.choice.met,
+            "sensitivity": None if self.sensitivity is None else self.sensitivity.to_json(),
+            "sensitivity_text": "" if self.sensitivity is None else self.sensitivity.markdown(),
+            "remarks": self.remarks,
+        }
+
+    @property
+    def _model(self) -> ViT:
+        return self.chosen.plan.shape_of(self.cut_from.teacher.model)
+
+    def _asked(self) -> str:
+        budget, shape = self.given.config.budget, dataclasses.asdict(self.given.config.shape)
+        limits = [f"budget.{name} = {getattr(budget, name):g}" for name in LIMITS if getattr(budget, name)]
+        stated = [f"shape.{name} = {value}" for name, value in shape.items() if value]
+        if "latency" in limits[0] if limits else False:
+            threads = budget.threads or "all"
+            limits.append(f"batch {budget.batch}, {threads} threads, {budget.precision}")
+        return ", ".join(limits + stated)
+
+    def _sizes(self) -> list[Facts]:
+        teacher, asked = self.given.teacher.model, {limit.name: limit.asked for limit in self.limits}
+        cost, most = choosing.limit_of(self.given)
+        asked |= {name: most for name, one in COSTS.items() if most and one is cost}
+        rows = [
+            {
+                "name": name,
+                "unit": "",
+                "teacher": one(teacher),
+                "asked": asked.get(name),
+                "actual": one(self._model),
+            }
+            for name, one in COSTS.items()
+        ]
+        if self.shipped:
+            mib = file_mib(teacher, "fp32")
+            rows.append(
+                {
+                    "name": "file",
+                    "unit": "MiB",
+                    "teacher": mib,
+                    "asked": asked.get("mib"),
+                    "actual": self.shipped["mib"],
+                }
+            )
+        return rows
+
+    def _accuracy(self) -> list[Facts]:
+        count = len(self.given.data.validation)
+        return [{"stage": stage, **Accuracy.of(top1, count).to_json()} for stage, top1 in self.top1.items()]
+
+    def _candidates(self) -> list[Facts]:
+        """Every plan that was judged, the cheapest first."""
+        teacher, made_by = self.cut_from.teacher.model, {one.plan: one for one in self.choice.candidates}
+        losses = dict(self.choice.judged) | {one.plan: one.divergence for one in self.choice.candidates}
+        rows: list[Facts] = []
+        for plan, loss in losses.items():
+            model = plan.shape_of(teacher)
+            rows.append(
+                {
+                    "made_by": made_by[plan].made_by if plan in made_by else "tried on the way",
+                    "layers": len(plan.layers),
+                    "width": model.width,
+                    "params": description.param_count(model),
+                    "macs": description.macs(model),
+                    "divergence": loss,
+                    "chosen": plan == self.chosen.plan,
+                    "reason": self._reason(plan, loss),
+                }
+            )
+        rows.sort(key=lambda row: (row["macs"], row["divergence"]))
+        least = float("inf")
+        for row in rows:
+            row["front"], least = row["divergence"] < least, min(least, row["divergence"])
+        return rows
+
+    def _reason(self, plan: Plan, loss: float) -> str:
+        """Why a plan was not taken; empty for the one that was."""
+        if plan == self.chosen.plan:
+            return ""
+        teacher, best = self.cut_from.teacher.model, self.chosen.divergence
+        cost, most = choosing.limit_of(self.cut_from)
+        spent = cost(plan.shape_of(teacher))
+        if most and spent > most:
+            return f"above the budget: {spent:,} of {most:,}"
+        if plan in self._raced():
+            return "fell behind in the short distillations"
+        if loss > best:
+            return f"further from the teacher: {loss:.4g} against {best:.4g} nats"
+        return "found under another limit than the last one, whose cost was measured or whose accuracy was asked for"
+
+    def _raced(self) -> list[Plan]:
+        return [self.choice.candidates[row["before"]].plan for row in self.halving]
+
+    def _halving(self) -> list[Facts]:
+        rows = []
+        for after, row in enumerate(self.halving):
+            one = self.choice.candidates[row["before"]]
+            rows.append({**row, "after": after, "made_by": one.made_by, "divergence": one.divergence})
+        return rows
+
+    def _why(self, candidates: list[Facts]) -> str:
+        one, others = self.chosen, len(candidates) - 1
+        if self.halving:
+            rounds = self.halving[0]["rounds"]
+            why = f"{sum(row['steps'] for row in rounds)} steps of distillation brought it nearest to the teacher"
+            place = self.halving[0]["before"] + 1
+            return f"“{one.made_by}” was chosen: {why}; before them it was number {place} of {len(self.halving)}."
+        why = f"of the plans within the budget it is nearest to the teacher (KL {one.divergence:.4g} nats on held-out images)"
+        return f"“{one.made_by}” was chosen: {why}; {others} others were cut, repaired and judged."
+
+
+def _layers(plan: Plan, teacher: ViT) -> list[Facts]:
+    rows = []
+    for layer in plan.layers:
+        full, block = teacher.blocks[layer.source], layer.block
+        names = ("num_heads", "qk_dim", "v_dim", "mlp_dim")
+        rows.append(
+            {"source": layer.source} | {name: [getattr(block, name), getattr(full, name)] for name in names}
+        )
+    return rows
+
+
+def _removed(plan: Plan, teacher: ViT) -> list[int]:
+    return sorted(set(range(len(teacher.blocks))) - {layer.source for layer in plan.layers})

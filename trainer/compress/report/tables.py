@@ -1,0 +1,205 @@
+"""The tables of a report, as rows of text: Markdown and the page show the same ones."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+Facts = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A heading, the columns, and rows of as many cells; `marked` is the row that matters, -1 none."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    marked: int = -1
+
+
+def tables(facts: Facts) -> list[Table]:
+    """All tables that have rows."""
+    made = (_sizes, _latency, _accuracy, _budget, _bisection, _halving, _rungs, _plan, _candidates)
+    return [table for table in (make(facts) for make in made) if table.rows]
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value >= 1000 or float(value).is_integer() else f"{value:.4g}"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f}"
+
+
+def _sizes(facts: Facts) -> Table:
+    rows = [
+        (
+            " ".join(filter(None, (row["name"], row["unit"]))),
+            _number(row["teacher"]),
+            _number(row["asked"]),
+            _number(row["actual"]),
+            f"{row['actual'] / row['teacher']:.1%}",
+        )
+        for row in facts["sizes"]
+    ]
+    return Table("Asked and actual", ("size", "teacher", "asked", "actual", "of the teacher"), rows)
+
+
+def _latency(facts: Facts) -> Table:
+    found, rows = facts["latency"], []
+    asked = {limit["name"]: limit["asked"] for limit in facts["limits"]}
+    for label, name in (("teacher, fp32", "teacher_latency"), ("shipped", "latency")):
+        one = found[name]
+        if one:
+            wanted = asked.get("latency_p50_ms") if name == "latency" else None
+            rows.append(
+                (
+                    label,
+                    _number(wanted),
+                    f"{one['p50_ms']:.3f}",
+                    f"{one['p99_ms']:.3f}",
+                    f"{one['spread']:.1%}",
+                    f"batch {one['batch']}, {one['threads']} threads, {one['where']}",
+                )
+            )
+    columns = ("model", "p50 asked, ms", "p50 ms", "p99 ms", "spread", "where")
+    return Table("Latency on the serving runtime", columns, rows)
+
+
+def _accuracy(facts: Facts) -> Table:
+    first = facts["accuracy"][0]["top1"]
+    rows = [
+        (
+            row["stage"],
+            _percent(row["top1"]),
+            f"{_percent(row['low'])} to {_percent(row['high'])}",
+            f"{100 * (row['top1'] - first):+.2f}",
+        )
+        for row in facts["accuracy"]
+    ]
+    columns = ("stage", "top-1 %", "95 % interval", "points against the teacher")
+    return Table(f"Accuracy, {facts['accuracy'][0]['examples']:,} validation images", columns, rows)
+
+
+def _budget(facts: Facts) -> Table:
+    met = facts["budget_search"]
+    if "measured" not in met:
+        return Table("", (), [])
+    row = (
+        met["name"],
+        f"{met['asked']:g}",
+        f"{met['predicted']:.4g}",
+        f"{met['measured']:.4g}",
+        f"{met['spread']:.1%}",
+        str(met["searches"]),
+        met["where"],
+    )
+    columns = ("budget", "asked", "predicted", "measured", "spread", "searches", "on")
+    return Table("How the budget was met", columns, [row])
+
+
+def _bisection(facts: Facts) -> Table:
+    met = facts["budget_search"]
+    rows = [
+        (_number(one["macs"]), _percent(one["top1"]), "yes" if one["top1"] >= met["asked"] else "no")
+        for one in met.get("tried", ())
+    ]
+    return Table("The fewest MACs that keep the accuracy", ("macs", "top-1 % without training", "kept"), rows)
+
+
+def _halving(facts: Facts) -> Table:
+    rows = [
+        (
+            row["made_by"],
+            str(row["before"] + 1),
+            f"{row['divergence']:.4g}",
+            str(row["after"] + 1),
+            "; ".join(
+                f"{one['steps']} steps: {one['divergence']:.4g}, {_percent(one['top1'])} %"
+                for one in row["rounds"]
+            ),
+        )
+        for row in facts["halving"]
+    ]
+    columns = (
+        "candidate",
+        "rank before",
+        "KL in the search",
+        "rank after",
+        "KL and top-1 on validation images, after each round",
+    )
+    return Table("Successive halving", columns, rows, 0)
+
+
+def _rungs(facts: Facts) -> Table:
+    rows = [
+        (
+            str(row["rung"]),
+            f"{row['kept']:.1%}",
+            _number(row["params"]),
+            _number(row["macs"]),
+            _percent(row["cut_top1"]),
+            _percent(row["distilled_top1"]),
+        )
+        for row in facts["rungs"]
+    ]
+    columns = ("rung", "budget, of the teacher", "params", "macs", "top-1 % cut", "top-1 % distilled")
+    return Table("Rungs before the last cut", columns, rows)
+
+
+def _plan(facts: Facts) -> Table:
+    names = ("num_heads", "qk_dim", "v_dim", "mlp_dim")
+    rows = [(str(row["source"]), *("{} of {}".format(*row[name]) for name in names)) for row in facts["plan"]]
+    columns = ("layer", "heads", "query/key dims", "value dims", "MLP neurons")
+    return Table("What stays, layer by layer", columns, rows)
+
+
+def _candidates(facts: Facts) -> Table:
+    rows = [
+        (
+            row["made_by"],
+            str(row["layers"]),
+            str(row["width"]),
+            _number(row["params"]),
+            _number(row["macs"]),
+            f"{row['divergence']:.4f}",
+            "yes" if row["front"] else "",
+            "**chosen**" if row["chosen"] else row["reason"],
+        )
+        for row in facts["candidates"]
+    ]
+    marked = next((index for index, row in enumerate(facts["candidates"]) if row["chosen"]), -1)
+    columns = ("candidate", "layers", "width", "params", "macs", "KL, nats", "front", "why not")
+    return Table("Candidates: cut, repaired and judged", columns, rows, marked)
+
+
+def notes(facts: Facts) -> list[str]:
+    """What the tables do not say."""
+    width, full = facts["width"]
+    gone = ", ".join(map(str, facts["layers_removed"])) or "none"
+    seconds = ", ".join(f"{name} {value:g} s" for name, value in facts["seconds"].items())
+    return [
+        f"Layers removed: {gone}. Channels of the residual stream: {width} of {full}.",
+        "KL to the teacher is of predictions, in nats an image, without labels, on calibration images that repaired nothing. "
+        "On the front is what no cheaper candidate comes as near to the teacher as.",
+        *(f"Remark: {remark}." for remark in facts["remarks"]),
+        f"Time: {seconds}.",
+    ]
+
+
+def verdict(facts: Facts) -> str:
+    """What was asked and whether it came out, in one sentence."""
+    found = facts["within_budget"]
+    if found is None:
+        return f"Asked: {facts['asked']}. Nothing was shipped: the command ended before the export."
+    precision = facts["shipped"]["precision"]
+    if found:
+        return f"Asked: {facts['asked']}. Shipped as {precision}, measured afresh: within the budget."
+    missed = "; ".join(
+        f"{one['name']} is {one['actual']:.6g}, asked is {one['asked']:.6g}"
+        for one in facts["limits"]
+        if not one["met"]
+    )
+    return f"Asked: {facts['asked']}. Shipped as {precision}, NOT within the budget: {missed}."

@@ -1,0 +1,178 @@
+"""What was made, shipped: exported as a bundle, and that bundle measured afresh against everything that was asked."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from google.protobuf import json_format
+
+from serving.command import UserError
+from serving.repository import LoadedModel, Repository
+from serving.runtime import cpu
+from serving.runtime.select import open_runtime
+from trainer import description
+from trainer.compress import goals, latency, profiles
+from trainer.compress.choosing import COSTS, least_top1, limit_of
+from trainer.compress.given import Given
+from trainer.compress.latency import Setting, Timing
+from trainer.compress.stages import clear
+from trainer.config import Compression
+from trainer.description import ViT
+from trainer.export import job, subject
+from trainer.export.samples import DatasetSamples
+
+_MIB = 2**20
+_SCORED = 32  # images at a time for accuracy
+_TIMED = 3  # a latency above its limit is timed again: on a busy machine noise only adds
+
+
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """One thing that was asked of the shipped bundle, and what was measured; `at_least` instead of at most."""
+
+    name: str
+    unit: str
+    asked: float
+    actual: float
+    at_least: bool = False
+
+    @property
+    def met(self) -> bool:
+        """Whether the bundle is within it."""
+        return self.actual >= self.asked if self.at_least else self.actual <= self.asked
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**dataclasses.asdict(self), "met": self.met}
+
+
+def check(config: Compression) -> None:
+    """Refuses a precision that this CPU cannot prove, before the work of hours.
+
+    Raises:
+      UserError: naming what the CPU lacks.
+    """
+    if config.until == "export" and config.shipped_precision == "int8":
+        cpu.require_cpu(cpu.INT8, "export.precision=int8", "take fp32, or end with until=distil")
+
+
+def export(given: Given, student: Path, workdir: Path) -> dict[str, Any]:
+    """Writes the bundle of the checkpoint under `student`; the exporter's result.
+
+    Raises:
+      UserError: when the exported model does not say what the live one says.
+    """
+    settings = given.config.export
+    target = workdir / "models" / settings.name / "1"
+    clear(target)  # of an export whose end was never recorded
+    request = job.Request(
+        target=target,
+        precision=given.config.shipped_precision,
+        calibration_examples=min(settings.calibration_examples, len(given.data.train)),
+        min_agreement=settings.min_agreement,
+        threads=latency.all_cores(),
+    )
+    return job.export(subject.from_checkpoint(str(student), given.config.data_dir), request)
+
+
+def measure(given: Given, bundle: Path) -> dict[str, Any]:
+    """The bundle opened as the server opens it, golden answers and all, and measured.
+
+    Returns params, macs, mib, top1, and latency (p50_ms, p99_ms, spread, and under what); of several files, of the one that is
+    served when none is asked for.
+
+    Raises:
+      UserError: when the bundle cannot be served.
+    """
+    repository = Repository(bundle.parent.parent, open_runtime, latency.all_cores())
+    repository.load_all()
+    served = repository.get(bundle.parent.name)
+    file, path = served.bundle.model_file()
+    said = json_format.MessageToDict(served.bundle.manifest.description)
+    model = description.require_vit(description.from_json(said), "compression")
+    return {
+        "bundle": str(bundle),
+        "precision": file.precision,
+        "params": description.param_count(model),
+        "macs": description.macs(model),
+        "mib": path.stat().st_size / _MIB,
+        "latency": _latency(given, path.read_bytes(), model),
+        "teacher_latency": _teacher_latency(given),
+        "top1": _top1(given, served),
+    }
+
+
+def _latency(given: Given, content: bytes, model: ViT) -> dict[str, Any]:
+    setting = goals.setting_of(given.config.budget)
+    timing, turns = latency.time_file(content, model, setting), 1
+    while turns < _TIMED and not all(limit.met for limit in _latency_limits(given, timing)):
+        timing, turns = latency.time_file(content, model, setting), turns + 1
+    return _timed(timing, setting, turns)
+
+
+def _teacher_latency(given: Given) -> dict[str, Any]:
+    """What the shipped model is compared with: the teacher in fp32, under the same setting, on the same machine."""
+    teacher = given.teacher.model
+    setting = dataclasses.replace(goals.setting_of(given.config.budget), precision="fp32")
+    timing = latency.time_file(latency.graph_bytes(teacher, "fp32"), teacher, setting)
+    return _timed(timing, setting, 1)
+
+
+def _timed(timing: Timing, setting: Setting, turns: int) -> dict[str, Any]:
+    machine = profiles.this_machine()
+    return {
+        **dataclasses.asdict(timing),
+        "batch": setting.batch,
+        "threads": setting.threads,
+        "turns": turns,
+        "where": f"{machine['cpu']}, {machine['runtime']}",
+    }
+
+
+def _latency_limits(given: Given, timing: Timing) -> list[Limit]:
+    pairs = (("latency_p50_ms", timing.p50_ms), ("latency_p99_ms", timing.p99_ms))
+    asked = given.config.budget
+    return [Limit(name, "ms", getattr(asked, name), found) for name, found in pairs if getattr(asked, name)]
+
+
+def _top1(given: Given, served: LoadedModel) -> float:
+    images, labels, _ = DatasetSamples(given.data, given.loaded.preprocess).scored()
+    said = [
+        served.run(images[start : start + _SCORED]).argmax(axis=-1)
+        for start in range(0, len(images), _SCORED)
+    ]
+    return float(np.mean(np.concatenate(said) == labels))
+
+
+def limits(given: Given, shipped: dict[str, Any]) -> list[Limit]:
+    """Everything that was asked, against what `measure` found."""
+    timing = Timing(*(shipped["latency"][name] for name in ("p50_ms", "p99_ms", "spread")))
+    found = _latency_limits(given, timing)
+    cost, most = limit_of(given)
+    found += [Limit(name, name, most, shipped[name]) for name, one in COSTS.items() if most and one is cost]
+    if given.config.budget.mib:
+        found.append(Limit("mib", "MiB", given.config.budget.mib, shipped["mib"]))
+    least = least_top1(given)
+    if least > 0:
+        found.append(Limit("min_top1", "top-1", least, shipped["top1"], at_least=True))
+    return found
+
+
+def require(found: list[Limit], bundle: str) -> None:
+    """Refuses what was shipped when it is not within what was asked; the bundle stays, as the best that was found.
+
+    Raises:
+      UserError: naming what was asked, what was measured, and the nearest that is possible.
+    """
+    missed = [limit for limit in found if not limit.met]
+    if missed:
+        said = "; ".join(
+            f"budget.{one.name}={one.asked:g} was asked, {one.actual:.6g} {one.unit} measured"
+            for one in missed
+        )
+        nearest = " ".join(f"--config.budget.{one.name}={one.actual:.6g}" for one in missed)
+        raise UserError(
+            f"what was shipped is not within the budget: {said}; the best that was found lies in {bundle}: the nearest "
+            f"possible is {nearest}, in another --workdir"
+        )

@@ -1,0 +1,104 @@
+"""What of a compression is done: one JSON record a stage, so that the command, run again, goes on with the first that is missing.
+
+    WORKDIR/compression.json   what is compressed: configuration, sha256 of the teacher's weights and of the calibration images
+           /stages/NAME.json   the result of a finished stage, and the seconds that it took
+
+Every file is written whole or not at all. A workdir of another compression is refused by name of what differs.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from serving.command import ExitCode, UserError
+from trainer import checkpoint
+from trainer.config import Compression, refuse_changes, resolved_text
+
+_IDENTITY, _RECORDS = "compression.json", "stages"
+# Where things are, and how far to go, change nothing of what is made.
+_MAY_CHANGE = frozenset({"data_dir", "until"})
+Result = dict[str, Any]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(text)
+    os.replace(draft, path)
+
+
+class Stages:
+    """The stages of one compression in its workdir."""
+
+    def __init__(self, workdir: Path, config: Compression, hashes: dict[str, str]) -> None:
+        """Takes the workdir for this compression, or finds it there.
+
+        Args:
+          workdir: the folder of the compression.
+          config: its configuration.
+          hashes: what else it is made of: what a thing is called → its sha256.
+
+        Raises:
+          UserError: when the workdir holds something else.
+        """
+        self._workdir = workdir
+        self.seconds: dict[str, float] = {}
+        identity = workdir / _IDENTITY
+        self._fresh = not identity.is_file()
+        if not self._fresh:
+            _refuse_other(workdir, json.loads(identity.read_text()), config, hashes)
+            return
+        if checkpoint.steps(workdir):
+            raise UserError(f"{workdir} already holds a checkpoint; give another --workdir or remove it")
+        write_text(identity, json.dumps({"config_text": resolved_text(config), "hashes": hashes}) + "\n")
+
+    def run(self, name: str, work: Callable[[], Result]) -> Result:
+        """The result of `work`, done now or before; plain JSON values."""
+        record = self._workdir / _RECORDS / f"{name}.json"
+        if not record.is_file():
+            began_s = time.monotonic()
+            result = work()
+            seconds = round(time.monotonic() - began_s, 1)
+            write_text(record, json.dumps({"seconds": seconds, "result": result}) + "\n")
+        # Read back in either case: who goes on gets the very same values.
+        done = json.loads(record.read_text())
+        self.seconds[name] = done["seconds"]
+        found: Result = done["result"]
+        return found
+
+    @contextlib.contextmanager
+    def forgotten_when_refused(self) -> Iterator[None]:
+        """A compression that began here and is refused before a stage is done leaves nothing that would refuse a mended one."""
+        try:
+            yield
+        except UserError as error:
+            if self._fresh and error.exit_code == ExitCode.BAD_INPUT and not self._any_done():
+                for path in self._workdir.iterdir():
+                    if path.is_file() and path.name != ".lock":
+                        path.unlink()
+            raise
+
+    def _any_done(self) -> bool:
+        return (self._workdir / _RECORDS).is_dir()
+
+
+def clear(folder: Path) -> None:
+    """Removes what an interrupted stage left behind."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _refuse_other(workdir: Path, stored: Result, config: Compression, hashes: dict[str, str]) -> None:
+    refuse_changes(stored["config_text"], config, "another compression", _MAY_CHANGE)
+    for name, new in hashes.items():
+        old = stored["hashes"].get(name, "none")
+        if old != new:
+            raise UserError(
+                f"{workdir} holds a compression of another {name}: sha256 {old[:12]} there, {new[:12]} now; "
+                "give another --workdir, or what it began with"
+            )

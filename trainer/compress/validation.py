@@ -1,0 +1,48 @@
+"""What a model is worth on labelled images that nothing was fitted to: top-1, and its distance to the teacher."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from serving import preprocess
+from serving.preprocess import PreprocessSpec
+from trainer.compress import streams
+from trainer.compress.moments import Array
+from trainer.data.source import ImageSource
+from trainer.description import ViT
+from trainer.interval import wilson
+from trainer.models.build import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy:
+    """top1 and its 95 % interval, as fractions of `examples` images."""
+
+    top1: float
+    low: float
+    high: float
+    examples: int
+
+    @staticmethod
+    def of(top1: float, examples: int) -> "Accuracy":
+        """With the interval of Wilson."""
+        return Accuracy(top1, *wilson(top1, examples), examples)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
+
+
+def logits(model: ViT, params: Params, spec: PreprocessSpec, source: ImageSource, batch: int) -> Array:
+    """What the model says of all images of `source`, (images, classes)."""
+    images = preprocess.normalise(np.stack([preprocess.fit(image, spec) for image in source.images]), spec)
+    # A shorter last batch would be compiled anew for every branch; zeros fill it, and their answers are left out.
+    filled = np.concatenate([images, np.zeros((-len(images) % batch, *images.shape[1:]), images.dtype)])
+    return streams.logits(model, params, filled, batch)[: len(images)]
+
+
+def top1(model: ViT, params: Params, spec: PreprocessSpec, source: ImageSource, batch: int) -> float:
+    """The fraction of `source` whose largest logit is its label."""
+    found = logits(model, params, spec, source, batch)
+    return float(np.mean(found.argmax(axis=-1) == source.labels))
