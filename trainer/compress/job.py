@@ -12,7 +12,7 @@ from serving import preprocess
 from serving.command import UserError
 from trainer import checkpoint, description
 from trainer.checkpoint import Loaded
-from trainer.compress import allocate, goals, report, search
+from trainer.compress import goals, report, search, subject, target
 from trainer.compress import scores as scoring
 from trainer.compress.allocate import Cost, Rounding
 from trainer.compress.moments import Array
@@ -23,12 +23,11 @@ from trainer.compress.search import Candidate, Judge, Teacher
 from trainer.config import Compression, config_hash, resolved_text
 from trainer.data.datasets import open_dataset
 from trainer.data.source import Dataset
-from trainer.evaluation import check_classes
 
 _COSTS: dict[str, Cost] = {"params": description.param_count, "macs": description.macs}
 
 
-def compress(config: Compression, teacher_path: Path, workdir: Path) -> dict[str, object]:
+def compress(config: Compression, origin: subject.Origin, workdir: Path) -> dict[str, object]:
     """Cuts the teacher as `config` says and writes the result to `workdir`.
 
     Returns parameters and MACs before and after, asked and actual, and validation accuracy of the teacher, of the same cut
@@ -40,9 +39,8 @@ def compress(config: Compression, teacher_path: Path, workdir: Path) -> dict[str
     began_s = time.monotonic()
     if checkpoint.steps(workdir):
         raise UserError(f"{workdir} already holds a checkpoint; give another --workdir or remove it")
-    loaded = checkpoint.load(teacher_path)
     data = open_dataset(config.dataset, config.data_dir)
-    check_classes(loaded, data)
+    loaded = subject.load(origin, data)
     images, calibration_hash = _calibration(config, loaded, data)
     how = Repair(config.ridge, config.calibration.batch)
     model = description.require_vit(loaded.description, "compression")
@@ -79,6 +77,9 @@ def compress(config: Compression, teacher_path: Path, workdir: Path) -> dict[str
     }
     result = _result(config, teacher.model, shape, accuracies, remarks, time.monotonic() - began_s)
     result |= {"budget": met} if met else {}
+    if any(dataclasses.astuple(config.shape)):
+        asked = target.asked(config.shape, teacher.model)
+        result |= {"shape": target.report(teacher.model, asked, shape)}
     _write(workdir, plan, scores, report.markdown(result, plan, teacher.model, candidates))
     checkpoint.save_model(workdir, card, params)  # last: a workdir with a checkpoint is a finished one
     return {**result, "workdir": str(workdir)}
@@ -109,12 +110,7 @@ def _check_goal(config: Compression, teacher: description.ViT, rounding: Roundin
     cost, budget = _budget(config, teacher)
     if budget:
         search.check_budget(teacher, cost, budget, rounding)
-    heads, neurons = ([getattr(block, name) for block in teacher.blocks] for name in ("num_heads", "mlp_dim"))
-    most = {"num_layers": len(teacher.blocks), "num_heads": max(heads), "mlp_dim": max(neurons)}
-    for name, has in most.items():
-        asked = getattr(config.shape, name)
-        if asked > has:
-            raise UserError(f"shape.{name}={asked} is above the teacher's {has}; cutting only makes smaller")
+    target.asked(config.shape, teacher)
     return goals.of(config.budget, teacher, rounding)
 
 
@@ -137,10 +133,10 @@ def _choose(
         order = search.missed_least(teacher, judge)
         candidates = search.to_budget(teacher, scores, cost, budget, rounding, judge, order)
         return candidates[0].plan, candidates, {}
-    shape, has = config.shape, len(teacher.model.blocks)
-    removed = has - shape.num_layers if shape.num_layers else 0
+    sizes = target.asked(config.shape, teacher.model)
+    removed = len(teacher.model.blocks) - sizes.num_layers
     dropped = set(search.missed_least(teacher, judge)[:removed]) if removed else set()
-    return allocate.stated(teacher.model, scores, dropped, shape.num_heads, shape.mlp_dim), [], {}
+    return target.plan(teacher.model, scores, dropped, sizes), [], {}
 
 
 def _budget(config: Compression, teacher: description.ViT) -> tuple[Cost, int]:
