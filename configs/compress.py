@@ -4,10 +4,10 @@
     python -m trainer.compress --checkpoint=runs/teacher --config=configs/compress.py:fashion_mnist --workdir=runs/pruned \
         --config.budget.macs=0.25
     python -m trainer.compress --checkpoint=runs/teacher --config=configs/compress.py --workdir=runs/pruned \
-        --config.budget.params=0 --config.shape.num_layers=4 --config.shape.num_heads=2 --config.shape.mlp_dim=128
+        --config.shape.num_layers=4 --config.shape.num_heads=2 --config.shape.mlp_dim=128
 
     python -m trainer.compress --model=B_16 --weights=B_16.npz --config=configs/compress.py --workdir=runs/pruned \
-        --config.budget.params=0 --config.shape.target=Ti_16
+        --config.shape.target=Ti_16
 
 In place of these, each alone: `--config.budget.mib=0.5`, `--config.budget.latency_p50_ms=0.3` or `latency_p99_ms` (at
 `budget.batch`, `budget.threads` and `budget.precision`, on this machine).

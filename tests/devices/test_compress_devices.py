@@ -34,7 +34,6 @@ def test_a_checkpoint_saved_in_shards_is_cut_to_the_same_model_as_one_saved_whol
                 "--config=configs/compress.py",
                 "--config.calibration.examples=128",
                 "--config.calibration.batch=64",
-                "--config.budget.params=0",
                 "--config.shape.hidden_size=12",
                 "--config.shape.mlp_dim=16",
             ]

@@ -90,15 +90,18 @@ def plan(teacher: ViT, scores: Scores, dropped: set[int], sizes: Sizes) -> Plan:
 
 def _thinned(layer: Layer, sizes: Sizes, has: Sizes) -> Layer:
     """`layer` with the stated dims per head; dims that are the teacher's largest ask nothing of its smaller layers."""
-    dims: dict[str, int] = {}
-    for name in ("qk_dim", "v_dim") if layer.heads else ():
+    if not layer.heads:
+        return layer
+
+    def dim(name: str) -> int:
         wanted, own = getattr(sizes, name), getattr(layer, name)
         if wanted > own and wanted != getattr(has, name):
             raise UserError(
                 f"shape.{name}={wanted} is above the teacher's {own} in layer {layer.source}; cutting only makes smaller"
             )
-        dims[name] = min(wanted, own)
-    return dataclasses.replace(layer, **dims)
+        return min(wanted, own)
+
+    return dataclasses.replace(layer, qk_dim=dim("qk_dim"), v_dim=dim("v_dim"))
 
 
 def report(teacher: ViT, sizes: Sizes, model: ViT) -> dict[str, dict[str, int]]:

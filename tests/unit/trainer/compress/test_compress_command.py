@@ -130,7 +130,7 @@ def test_the_model_that_is_loaded_says_what_the_cut_model_said(
 
 
 def test_weights_of_a_named_model_are_cut_in_every_stated_size_and_the_result_says_so(tmp_path: Path) -> None:
-    whole = description.named("ViT-digits", (8, 8), 1, 10)
+    whole = description.named("ViT-digits", (8, 8), 3, 10)
     save_npz(tmp_path / "digits.npz", whole, random_params(whole))
     sizes = {"hidden_size": 32, "num_heads": 2, "qk_dim": 8, "v_dim": 4, "mlp_dim": 64}
     result = main(
@@ -139,7 +139,6 @@ def test_weights_of_a_named_model_are_cut_in_every_stated_size_and_the_result_sa
             f"--weights={tmp_path / 'digits.npz'}",
             f"--workdir={tmp_path / 'pruned'}",
             *QUICK,
-            "--config.budget.params=0",
             *(f"--config.shape.{name}={size}" for name, size in sizes.items()),
         ]
     )
@@ -158,7 +157,7 @@ def test_weights_of_a_named_model_are_cut_in_every_stated_size_and_the_result_sa
 
 
 def test_weights_with_another_number_of_classes_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
-    whole = description.named("ViT-digits", (8, 8), 1, 7)
+    whole = description.named("ViT-digits", (8, 8), 3, 7)
     save_npz(tmp_path / "seven.npz", whole, random_params(whole))
     origin = ["--model=ViT-digits", f"--weights={tmp_path / 'seven.npz'}"]
     with pytest.raises(UserError, match="data set digits has 10 classes, the weights have 7"):
