@@ -7,6 +7,9 @@
     python -m trainer.compress --checkpoint=runs/teacher --config=configs/compress.py --workdir=runs/pruned \
         --config.shape.num_layers=4 --config.shape.num_heads=2 --config.shape.mlp_dim=128
 
+    python -m trainer.compress --model=B_16 --weights=B_16.npz --config=configs/compress.py --workdir=runs/pruned \
+        --config.shape.target=Ti_16
+
 In place of these, each alone: `--config.budget.mib=0.5`, `--config.budget.latency_p50_ms=0.3` or `latency_p99_ms` (at
 `budget.batch`, `budget.threads` and `budget.precision`, on this machine); `--config.budget.max_drop=0.005` for the smallest
 model that loses half a point at most.
@@ -42,7 +45,17 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             "precision": "fp32",
         }
     )
-    config.shape = ml_collections.ConfigDict({"num_layers": 0, "num_heads": 0, "mlp_dim": 0})
+    config.shape = ml_collections.ConfigDict(
+        {
+            "target": "",
+            "num_layers": 0,
+            "hidden_size": 0,
+            "num_heads": 0,
+            "qk_dim": 0,
+            "v_dim": 0,
+            "mlp_dim": 0,
+        }
+    )
     config.search = "budget"
     config.score = "fisher"
     config.calibration = ml_collections.ConfigDict({"examples": 1024, "batch": 128})

@@ -19,7 +19,9 @@ class _Verb:
 
 VERBS = {
     "train": _Verb("trainer.main", "train, fine-tune or distil, as the recipe says"),
-    "compress": _Verb("trainer.compress", "make a trained model smaller to a budget: cut, repair, distil, ship"),
+    "compress": _Verb(
+        "trainer.compress", "make a trained model smaller to a budget: cut, repair, distil, ship"
+    ),
     "evaluate": _Verb("trainer.evaluate", "accuracy of a checkpoint"),
     "predict": _Verb("trainer.predict", "what a model says of pictures, arrays and texts"),
     "convert": _Verb("trainer.convert", "weights from one format to another"),

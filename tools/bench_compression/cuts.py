@@ -8,7 +8,7 @@ from typing import Any
 from serving.command import UserError
 from tools.bench_compression.bench import Bench
 from tools.bench_compression.score import Score
-from tools.bench_compression.torch_peer import METHODS
+from tools.bench_compression.methods import METHODS
 
 OURS, UNIFORM, PEER = "ours, budget search", "ours, uniform", "Torch-Pruning"
 # What the recipe calls the two ways to spend a budget, and what ends a compression with the cut.

@@ -24,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-METHODS = ("l2", "taylor", "hessian")
+from tools.bench_compression.methods import METHODS
+
 _ROUND_TO = 4
 _SLACK = 1.01  # of the budget: a half of everything is 50.1 % of the MACs, and the step below it would wrong the peer
 _TOLERANCE = 1e-3  # of a logit: two float32 implementations of six blocks differ by some 1e-5

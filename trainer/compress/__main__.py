@@ -2,6 +2,7 @@
 
 python -m trainer.compress --checkpoint=PATH --config=configs/compress.py --workdir=DIR [--config.budget.latency_p50_ms=5]
 python -m trainer.compress --checkpoint=PATH --config=configs/compress.py --workdir=DIR --config.until=cut    no training step
+python -m trainer.compress --model=NAME --weights=PATH --config=configs/compress.py --workdir=DIR    published weights
 
 Run again, it goes on where it stopped.
 """
@@ -11,6 +12,7 @@ from pathlib import Path
 from absl import flags
 
 from serving import command
+from trainer.weights import asked
 from trainer.workdir import hold_new
 
 
@@ -32,25 +34,41 @@ def main(argv: list[str]) -> dict[str, object]:
         "checkpoint", None, "The teacher: a training workdir or one of its checkpoints.", flag_values=values
     )
     flags.DEFINE_string(
+        "weights", None, "The teacher: npz or safetensors, PATH or URL; with --model.", flag_values=values
+    )
+    asked.define_identity(values)
+    flags.DEFINE_string(
         "workdir", None, "Folder for the models, the bundle and the report.", flag_values=values
     )
     extra = command.parse_flags(
         values,
         rest,
-        required=["config", "checkpoint", "workdir"],
+        required=["config", "workdir"],
         more_help=lambda: config.keys_help(config.Compression, recipe),
     )
-    complete = bool(recipe and values["checkpoint"].value and values["workdir"].value)
-    command.require_usage(extra, complete, "--checkpoint, --config and --workdir are needed")
+    given = {
+        name: values[name].value for name in ("checkpoint", "weights", "model", "sha256", "allow", "workdir")
+    }
+    imported = bool(given["weights"] and given["model"])
+    one = imported != bool(given["checkpoint"]) and bool(given["weights"]) == bool(given["model"])
+    command.require_usage(
+        extra,
+        bool(recipe and given["workdir"]) and one,
+        "--config, --workdir and either --checkpoint or --model with --weights are needed",
+    )
     settings = config.compression(str(recipe), overrides)
-    workdir = Path(values["workdir"].value)
+    workdir = Path(given["workdir"])
     command.require_folder(workdir, "--workdir")
 
     # Imported late: a bad configuration is refused at once, and --help answers without starting JAX.
     from trainer.compress.job import compress
+    from trainer.compress.subject import Origin
 
+    origin = Origin(
+        given["weights"] or given["checkpoint"], given["model"], given["sha256"], tuple(given["allow"])
+    )
     with hold_new(workdir, "compressing"):
-        return compress(settings, Path(values["checkpoint"].value), workdir)
+        return compress(settings, origin, workdir)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 
 from serving.command import UserError
 from trainer import description
-from trainer.compress import allocate, goals, least_accuracy, search
+from trainer.compress import goals, least_accuracy, search, target
 from trainer.compress import plan as plans
 from trainer.compress import scores as scoring
 from trainer.compress.allocate import Cost
@@ -63,12 +63,7 @@ def check(given: Given) -> Goal | None:
     cost, budget = limit_of(given)
     if budget:
         search.check_budget(teacher, cost, budget, given.rounding)
-    heads, neurons = ([getattr(block, name) for block in teacher.blocks] for name in ("num_heads", "mlp_dim"))
-    most = {"num_layers": len(teacher.blocks), "num_heads": max(heads), "mlp_dim": max(neurons)}
-    for name, has in most.items():
-        asked = getattr(config.shape, name)
-        if asked > has:
-            raise UserError(f"shape.{name}={asked} is above the teacher's {has}; cutting only makes smaller")
+    target.asked(config.shape, teacher)
     if config.budget.min_top1 and config.budget.min_top1 > teacher_top1(given):
         raise UserError(
             f"budget.min_top1={config.budget.min_top1:g} is above the teacher's own {teacher_top1(given):.4f} on the "
@@ -147,11 +142,12 @@ def _searcher(
 
 
 def _stated(given: Given, scores: Scores, judge: RememberingJudge) -> Candidate:
-    shape, has = given.config.shape, len(given.teacher.model.blocks)
-    removed = has - shape.num_layers if shape.num_layers else 0
+    teacher = given.teacher.model
+    sizes = target.asked(given.config.shape, teacher)
+    removed = len(teacher.blocks) - sizes.num_layers
     dropped = set(search.missed_least(given.teacher, judge)[:removed]) if removed else set()
-    plan = allocate.stated(given.teacher.model, scores, dropped, shape.num_heads, shape.mlp_dim)
-    size = description.param_count(plan.shape_of(given.teacher.model))
+    plan = target.plan(teacher, scores, dropped, sizes)
+    size = description.param_count(plan.shape_of(teacher))
     return Candidate("the stated shape", plan, size, judge(plan))
 
 

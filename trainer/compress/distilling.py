@@ -13,5 +13,5 @@ def distil(given: Given, student: Path, workdir: Path, steps: int) -> dict[str, 
     Raises:
       UserError: for bad input, and when asked to stop, with the state saved.
     """
-    experiment = given.config.distillation(str(student), str(given.origin), given.image_size, steps)
+    experiment = given.config.distillation(str(student), str(given.first), given.image_size, steps)
     return dict(train(experiment, workdir))

@@ -11,22 +11,24 @@ from serving.command import UserError
 from serving.preprocess import PreprocessSpec
 from trainer import checkpoint, description
 from trainer.checkpoint import Loaded
+from trainer.compress import subject
 from trainer.compress.allocate import Rounding
 from trainer.compress.moments import Array
 from trainer.compress.repair import Repair
 from trainer.compress.search import Teacher
+from trainer.compress.subject import Origin
 from trainer.config import Compression
 from trainer.data.datasets import open_dataset
 from trainer.data.source import Dataset
-from trainer.evaluation import check_classes
 
 
 @dataclasses.dataclass(frozen=True)
 class Given:
-    """`teacher` is what is cut, `loaded` its checkpoint; `origin` is the path of the first teacher, towards which is distilled."""
+    """`teacher` is what is cut, `loaded` its checkpoint; `first` is the checkpoint of the first teacher, from `origin`."""
 
     config: Compression
-    origin: Path
+    origin: Origin
+    first: Path
     loaded: Loaded
     data: Dataset
     teacher: Teacher
@@ -39,18 +41,31 @@ class Given:
         return self.loaded.preprocess.height
 
 
-def open_given(config: Compression, path: Path) -> Given:
-    """Opens the teacher at `path` and everything that `config` names.
+def open_given(config: Compression, origin: Origin) -> Given:
+    """Opens the teacher and everything that `config` names.
 
     Raises:
       UserError: for what cannot be read or does not belong together.
     """
-    loaded = checkpoint.load(path)
     data = open_dataset(config.dataset, config.data_dir)
-    check_classes(loaded, data)
+    loaded = subject.load(origin, data)
     images, calibration_hash = _calibration(config, loaded.preprocess, data)
     rounding = Rounding(config.round_mlp, config.round_head_dim, config.round_width)
-    return Given(config, path, loaded, data, _teacher(config, loaded, images), rounding, calibration_hash)
+    teacher, first = _teacher(config, loaded, images), Path(origin.path)
+    return Given(config, origin, first, loaded, data, teacher, rounding, calibration_hash)
+
+
+def with_teacher_in(given: Given, folder: Path) -> Given:
+    """The same with published weights as a checkpoint in `folder`, which training and later runs begin with."""
+    if not given.origin.model:
+        return given
+    if not checkpoint.steps(folder):
+        loaded = given.loaded
+        meta = {"stage": "imported", "fingerprint": given.data.fingerprint, "dataset": given.data.name}
+        checkpoint.save_model(
+            folder, checkpoint.Card(loaded.description, loaded.preprocess, loaded.labels, meta), loaded.params
+        )
+    return dataclasses.replace(given, first=folder)
 
 
 def cutting(given: Given, path: Path, config: Compression) -> Given:

@@ -2,6 +2,7 @@
 
     WORKDIR/scores.npz, search.json   what every unit matters, and what every plan that was judged is worth
            /plan.json, checkpoints/   the plan that was chosen, and the cut and repaired model
+           /teacher/                  published weights as a checkpoint, where they were asked for
            /halving/, ladder/         short distillations that rank candidates; the rungs of a deep cut
            /distil/                   the training of the cut model towards the teacher
            /models/NAME/1             the bundle
@@ -11,26 +12,28 @@
 Run again with the same configuration, it goes on with the first stage that is not done.
 """
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
 
 from trainer import description
-from trainer.compress import choosing, halving, ladder, report, shipping
+from trainer.compress import choosing, halving, ladder, report, shipping, target
 from trainer.compress.choosing import COSTS, Choice
 from trainer.compress.cutting import carry_out
 from trainer.compress.distilling import distil
-from trainer.compress.given import Given, open_given
+from trainer.compress.given import Given, open_given, with_teacher_in
 from trainer.compress.goals import Goal
 from trainer.compress.report.record import Record
 from trainer.compress.search import Candidate
 from trainer.compress.shipping import Limit
 from trainer.compress.stages import Result, Stages
 from trainer.compress.stopping import stoppable
+from trainer.compress.subject import Origin
 from trainer.config import Compression
 
 
-def compress(config: Compression, teacher_path: Path, workdir: Path) -> dict[str, object]:
+def compress(config: Compression, origin: Origin, workdir: Path) -> dict[str, object]:
     """Compresses the teacher as `config` says; everything lies in `workdir` afterwards.
 
     Returns parameters and MACs before and after, asked and actual, validation accuracy at every stage, and of a shipped bundle
@@ -41,7 +44,7 @@ def compress(config: Compression, teacher_path: Path, workdir: Path) -> dict[str
         is; and (code 42, or 130 after Ctrl-C) when asked to stop, with what is finished saved.
     """
     with stoppable(workdir):
-        given = open_given(config, teacher_path)
+        given = open_given(config, origin)
         shipping.check(config)  # this and the next before what takes long
         goal = choosing.check(given)
         hashes = {
@@ -50,6 +53,7 @@ def compress(config: Compression, teacher_path: Path, workdir: Path) -> dict[str
         }
         stages = Stages(workdir, config, hashes)
         with stages.forgotten_when_refused():
+            given = with_teacher_in(given, workdir / "teacher")
             return _Job(given, goal, workdir, stages).run()
 
 
@@ -141,7 +145,12 @@ class _Job:
         met: dict[str, Any],
         shipped: Result,
     ) -> dict[str, object]:
-        teacher, budget = self._given.teacher.model, self._given.config.budget
+        teacher, budget, shape = (
+            self._given.teacher.model,
+            self._given.config.budget,
+            self._given.config.shape,
+        )
+        asked = target.asked(shape, teacher) if any(dataclasses.astuple(shape)) else None
         sizes = {
             name: {"teacher": cost(teacher), "asked": getattr(budget, name) or None, "actual": cost(model)}
             for name, cost in COSTS.items()
@@ -154,6 +163,7 @@ class _Job:
             "remarks": remarks,
             "seconds": round(time.monotonic() - self._began_s, 1),
             **({"budget": met} if met else {}),
+            **({"shape": target.report(teacher, asked, model)} if asked else {}),
             **({"shipped": shipped} if shipped else {}),
             "workdir": str(self._workdir),
         }

@@ -44,10 +44,14 @@ class Budget:
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What must remain: blocks, heads in each, neurons in each; 0 keeps the teacher's."""
+    """What must remain: the sizes of a named model, or sizes one by one; 0 keeps the teacher's."""
 
+    target: Annotated[str, "a model by name, Ti_16 or any of python -m tools.models; empty: the sizes below"]
     num_layers: Annotated[int, "blocks that remain; 0 keeps the teacher's"]
+    hidden_size: Annotated[int, "channels of the residual stream; 0 keeps the teacher's"]
     num_heads: Annotated[int, "heads in each block; 0 keeps the teacher's"]
+    qk_dim: Annotated[int, "query and key dims of each head; 0 keeps the teacher's"]
+    v_dim: Annotated[int, "value dims of each head; 0 keeps the teacher's"]
     mlp_dim: Annotated[int, "neurons in each block; 0 keeps the teacher's"]
 
 
@@ -210,7 +214,9 @@ class Compression:
 
     def _check_goal(self, found: Problems) -> None:
         limits = {f"budget.{name}": getattr(self.budget, name) for name in LIMITS}
-        sizes = {f"shape.{name}": value for name, value in dataclasses.asdict(self.shape).items()}
+        shape = dataclasses.asdict(self.shape)
+        target = shape.pop("target")
+        sizes = {f"shape.{name}": value for name, value in shape.items()}
         for name in SIZES:
             value = getattr(self.budget, name)
             fine = 0 <= value <= 1 or (value > 1 and value.is_integer())
@@ -232,7 +238,13 @@ class Compression:
             f"budget.precision={self.budget.precision!r} must be one of {', '.join(PRECISIONS)}",
         )
         found.check_at_least(0, **sizes)
-        stated = [name for name, value in limits.items() if value] + ["shape.*"] * any(sizes.values())
+        both = [f"{name}={value}" for name, value in sizes.items() if value]
+        found.check(
+            not (target and both),
+            f"shape.target={target} states every size; leave out {', '.join(both)}, or the target",
+        )
+        any_size = bool(target) or any(sizes.values())
+        stated = [name for name, value in limits.items() if value] + ["shape.*"] * any_size
         zeros = ", ".join(f"{name}=0" for name in (*limits, *sizes))
         listed = " and ".join(stated) or f"none ({zeros}: no limit, and what the teacher has)"
         found.check(

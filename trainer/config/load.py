@@ -127,7 +127,7 @@ def _replace_goal(values: ml_collections.ConfigDict, overrides: Overrides) -> No
     if any(key in goals for key, _ in overrides):
         for goal in goals:
             group, name = goal.split(".")
-            values[group][name] = type(values[group][name])(0)
+            values[group][name] = type(values[group][name])()  # 0, or no name
 
 
 def _apply(values: ml_collections.ConfigDict, overrides: Overrides) -> list[str]:

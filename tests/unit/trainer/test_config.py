@@ -250,7 +250,7 @@ def test_a_goal_on_the_command_line_replaces_that_of_the_recipe() -> None:
         ({"budget.latency_p50_ms": "-1"}, "budget.latency_p50_ms=-1.0 must be 0 or above"),
         ({"budget.precision": "fp8"}, "budget.precision='fp8' must be one of fp32, int8"),
         ({"budget.batch": "0"}, "budget.batch=0 must be at least 1"),
-        ({"shape.num_layers": "0"}, "shape.num_layers=0, shape.num_heads=0"),
+        ({"shape.num_layers": "0"}, "shape.num_layers=0, shape.hidden_size=0"),
         (
             {"budget.params": "1.5"},
             r"budget.params=1.5 must be a fraction in \(0, 1\], a whole number above 1",
@@ -260,6 +260,10 @@ def test_a_goal_on_the_command_line_replaces_that_of_the_recipe() -> None:
         ({"shape.num_layers": "-1"}, "shape.num_layers=-1 must be 0 or above"),
         ({"score": "magic"}, "score='magic' must be one of fisher"),
         ({"calibration.examples": "0"}, "calibration.examples=0 must be at least 1"),
+        (
+            {"shape.target": "Ti_16", "shape.mlp_dim": "8"},
+            "shape.target=Ti_16 states every size; leave out shape.mlp_dim=8",
+        ),
         ({"ridge": "0"}, "ridge=0.0 must be above 0"),
         ({"round_mlp": "0"}, "round_mlp=0 must be at least 1"),
     ],

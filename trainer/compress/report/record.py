@@ -51,7 +51,7 @@ class Record:
         """Plain JSON values."""
         candidates = self._candidates()
         return {
-            "teacher": str(self.given.origin),
+            "teacher": self.given.origin.path,
             "dataset": self.given.data.name,
             "asked": self._asked(),
             "within_budget": all(limit.met for limit in self.limits) if self.limits else None,

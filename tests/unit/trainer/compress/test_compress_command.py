@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from trainer.compress.search import divergence
 from trainer.compress.validation import top1
 from trainer.data.datasets import open_dataset
 from trainer.models.build import flatten
+from trainer.weights.save import save_npz
 
 # Few images and few moves: the job is the same, and a test waits for it.
 QUICK = (
@@ -130,6 +132,52 @@ def test_the_model_that_is_loaded_says_what_the_cut_model_said(
     images = preprocess.normalise(open_dataset("digits").test.images[:32], DIGITS_SPEC)
     wanted = logits(card.description, params, images)
     np.testing.assert_array_equal(logits(loaded.description, loaded.params, images), wanted)
+
+
+def test_weights_of_a_named_model_are_cut_in_every_stated_size_and_the_result_says_so(tmp_path: Path) -> None:
+    whole = description.named("ViT-digits", (8, 8), 3, 10)
+    save_npz(tmp_path / "digits.npz", whole, random_params(whole))
+    sizes = {"hidden_size": 32, "num_heads": 2, "qk_dim": 8, "v_dim": 4, "mlp_dim": 64}
+    result = main(
+        [
+            "--model=ViT-digits",
+            f"--weights={tmp_path / 'digits.npz'}",
+            f"--workdir={tmp_path / 'pruned'}",
+            *QUICK,
+            *(f"--config.shape.{name}={size}" for name, size in sizes.items()),
+        ]
+    )
+    assert result["shape"] == {
+        "num_layers": {"teacher": 6, "asked": 6, "actual": 6},
+        "hidden_size": {"teacher": 64, "asked": 32, "actual": 32},
+        "num_heads": {"teacher": 4, "asked": 2, "actual": 2},
+        "qk_dim": {"teacher": 16, "asked": 8, "actual": 8},
+        "v_dim": {"teacher": 16, "asked": 4, "actual": 4},
+        "mlp_dim": {"teacher": 256, "asked": 64, "actual": 64},
+    }
+    student = checkpoint.load(tmp_path / "pruned")  # refuses arrays of other shapes than the description's
+    assert student.description.width == 32
+    assert student.description.blocks == (description.Block(2, 8, 4, 64),) * 6
+    assert student.meta["teacher_hash"] == hashlib.sha256((tmp_path / "digits.npz").read_bytes()).hexdigest()
+
+
+def test_weights_with_another_number_of_classes_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    whole = description.named("ViT-digits", (8, 8), 3, 7)
+    save_npz(tmp_path / "seven.npz", whole, random_params(whole))
+    origin = ["--model=ViT-digits", f"--weights={tmp_path / 'seven.npz'}"]
+    with pytest.raises(UserError, match="data set digits has 10 classes, the weights have 7"):
+        main([*origin, f"--workdir={tmp_path / 'pruned'}", *QUICK])
+    assert not (tmp_path / "pruned").exists()
+
+
+def test_weights_and_a_checkpoint_together_or_weights_without_a_model_are_refused(tmp_path: Path) -> None:
+    for origin in (
+        ["--checkpoint=a", "--model=ViT-digits", "--weights=b"],
+        ["--weights=b"],
+        ["--model=Ti_16"],
+    ):
+        with pytest.raises(UserError, match="either --checkpoint or --model with --weights"):
+            main([*origin, f"--workdir={tmp_path / 'pruned'}", *QUICK])
 
 
 @pytest.mark.parametrize("batch", [64, 128, 180, 256])
@@ -270,7 +318,7 @@ def test_a_missing_checkpoint_is_refused_and_nothing_is_written(tmp_path: Path) 
 
 
 def test_flags_that_are_missing_or_unknown_are_refused() -> None:
-    with pytest.raises(UserError, match="--checkpoint, --config and --workdir are needed"):
+    with pytest.raises(UserError, match="either --checkpoint or --model with --weights"):
         main(["--checkpoint=x"])
     with pytest.raises(UserError, match="Unknown command line flag 'chekpoint'"):
         main(["--chekpoint=x"])

@@ -1,0 +1,58 @@
+"""The teacher that is cut: a checkpoint of ours, or published weights by their model's name."""
+
+import dataclasses
+from pathlib import Path
+
+from serving.command import UserError
+from trainer import checkpoint
+from trainer.checkpoint import Loaded
+from trainer.data.source import Dataset
+from trainer.description import require_vit
+from trainer.evaluation import check_classes
+from trainer.weights import asked
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where the teacher is: the folder of a checkpoint, or the path or URL of weights of the named `model`."""
+
+    path: str
+    model: str = ""  # empty: a checkpoint, which says itself what it is
+    sha256: str = ""
+    allow: tuple[str, ...] = ()
+
+
+def load(origin: Origin, data: Dataset) -> Loaded:
+    """The teacher, on the host, fit to be judged on `data`.
+
+    Raises:
+      UserError: when it cannot be read, is no ViT with a head, or has other classes or channels than `data`.
+    """
+    loaded = _imported(origin, data) if origin.model else checkpoint.load(Path(origin.path))
+    check_classes(loaded, data)
+    require_vit(loaded.description, "compression")
+    has, wants = data.train.images.shape[-1], loaded.preprocess.channels
+    if has != wants and has != 1:  # grey becomes colour, nothing becomes grey
+        raise UserError(
+            f"data set {data.name} has images of {has} channels, the teacher takes {loaded.preprocess.color}; "
+            "use a data set prepared as the teacher's was"
+        )
+    return loaded
+
+
+def _imported(origin: Origin, data: Dataset) -> Loaded:
+    weights = asked.load(origin.path, origin.model, sha256=origin.sha256, allow=origin.allow)
+    model = require_vit(weights.description, "compression")
+    if weights.preprocess is None:
+        raise UserError(
+            f"{origin.path} does not say how its images are prepared; cut a checkpoint or a bundle"
+        )
+    labels = weights.class_names
+    if not labels and model.num_classes != len(data.class_names):
+        raise UserError(
+            f"data set {data.name} has {len(data.class_names)} classes, the weights have {model.num_classes}; "
+            "use a data set of their classes"
+        )
+    # Files of weights often name no classes: then their number is all that can be compared.
+    meta = {"weights_hash": weights.sha256}
+    return Loaded(model, weights.preprocess, labels or data.class_names, meta, weights.params)
