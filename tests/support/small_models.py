@@ -71,6 +71,12 @@ def logits(model: ViT, params: Params, images: Array) -> Array:
     return streams.logits(model, params, images, 64)
 
 
+def merging(model: ViT, *counts: int) -> ViT:
+    """`model` whose blocks merge so many pairs of tokens, from the first on."""
+    merged = [dataclasses.replace(block, merge=count) for block, count in zip(model.blocks, counts)]
+    return dataclasses.replace(model, blocks=(*merged, *model.blocks[len(counts) :]))
+
+
 def cut_evenly(teacher: ViT, heads: int, dim: int, neurons: int) -> Plan:
     """The plan that keeps the first heads and neurons of every block, and `dim` dims of each head."""
     return Plan(

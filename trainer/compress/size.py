@@ -26,7 +26,7 @@ def _beside_weights(twin: ViT, precision: str) -> int:
 
 def _least(block: Block) -> Block:
     heads = min(block.num_heads, 1)
-    return Block(heads, heads, heads, min(block.mlp_dim, 1))
+    return Block(heads, heads, heads, min(block.mlp_dim, 1), block.merge)
 
 
 def _weight_bytes(model: ViT, precision: str) -> int:

@@ -76,12 +76,15 @@ def _text_params(model: TextTower) -> int:
 def _vit_macs(model: ViT) -> int:
     stem = _stem_macs(model.stem, model.channels, model.image_size) if model.stem else 0
     patch = model.num_patches * model.patch_size**2 * model.stem_channels * model.width
-    blocks = sum(block_macs(block, model.width, model.num_tokens) for block in model.blocks)
+    blocks = sum(
+        block_macs(block, model.width, tokens, model.num_prefix)
+        for block, tokens in zip(model.blocks, model.tokens_by_block)
+    )
     return stem + patch + blocks + (1 + model.distilled) * model.width * model.num_classes
 
 
-def block_macs(block: Block, width: int, num_tokens: int) -> int:
-    """Multiply-accumulates of one block on `num_tokens` tokens."""
+def block_macs(block: Block, width: int, num_tokens: int, num_prefix: int = 0) -> int:
+    """Multiply-accumulates of one block on `num_tokens` tokens, of which `num_prefix` in front are never merged."""
     n, k, v, f = (
         block.num_heads,
         block.qk_dim,
@@ -90,7 +93,15 @@ def block_macs(block: Block, width: int, num_tokens: int) -> int:
     )  # astuple copies deeply: searches call this often
     projections = num_tokens * width * n * (2 * k + 2 * v)
     attention = num_tokens**2 * n * (k + v)
-    return projections + attention + 2 * num_tokens * width * f
+    merging = _merge_macs(block, width, num_tokens, num_prefix) if block.merge else 0
+    return projections + attention + merging + 2 * (num_tokens - block.merge) * width * f
+
+
+def _merge_macs(block: Block, width: int, num_tokens: int, num_prefix: int) -> int:
+    """The cosines of every other patch with those between them, and the product that adds the merged tokens, with their sizes."""
+    patches = num_tokens - num_prefix
+    cosines = -(-patches // 2) * (patches // 2) * block.qk_dim
+    return cosines + block.merge * num_tokens * (width + 1)
 
 
 def _mixer_macs(model: Mixer) -> int:

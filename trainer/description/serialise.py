@@ -31,7 +31,8 @@ def to_json(model: Model) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
+        # Blocks that merge nothing are written as before there was merging, so that older versions read them.
+        return {name: _plain(item) for name, item in value.items() if (name, item) != ("merge", 0)}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 

@@ -30,6 +30,8 @@ class TextTower:
     def __post_init__(self) -> None:
         check_sizes(self, ("vocab_size", "num_positions", "max_tokens", "width"))
         check_blocks(self.blocks)
+        if any(block.merge for block in self.blocks):
+            raise UserError("the blocks of a text tower merge no tokens; leave out their merge")
         if self.style not in ("transformer", "bert") or self.gelu not in ("tanh", "erf"):
             raise UserError(
                 f"style {self.style!r} must be transformer or bert, and gelu {self.gelu!r} tanh or erf"

@@ -1,6 +1,7 @@
 """The Vision Transformer: plain, hybrid (ResNet stem), DeiT (distillation token), and everything that pruning makes of them."""
 
 import dataclasses
+import itertools
 from typing import Literal
 
 from serving.command import UserError
@@ -11,13 +12,15 @@ from trainer.description.stem import Stem
 class Block:
     """One encoder block: `num_heads` heads of `qk_dim` query/key and `v_dim` value dims, and `mlp_dim` MLP neurons.
 
-    A block without heads has no attention branch, a block without neurons no MLP branch.
+    A block without heads has no attention branch, a block without neurons no MLP branch. Between the two, `merge` pairs of alike
+    patches become one token each, in a ViT (arXiv:2210.09461).
     """
 
     num_heads: int
     qk_dim: int
     v_dim: int
     mlp_dim: int
+    merge: int = 0
 
 
 def uniform(num_layers: int, num_heads: int, head_dim: int, mlp_dim: int) -> tuple[Block, ...]:
@@ -36,6 +39,10 @@ def check_blocks(blocks: tuple[Block, ...]) -> None:
         if min(dataclasses.astuple(block)) < 0 or len(present) > 1:
             raise UserError(
                 f"block {index} has impossible sizes {block}; heads and their dims are all positive or all zero"
+            )
+        if block.merge and not block.num_heads:
+            raise UserError(
+                f"block {index} has no attention, by whose keys tokens are merged; leave out its merge"
             )
 
 
@@ -74,6 +81,15 @@ class ViT:
         if self.distilled and self.pooling != "cls":
             raise UserError("a distillation token stands beside a class token; pooling must be cls")
         check_blocks(self.blocks)
+        self._check_merges()
+
+    def _check_merges(self) -> None:
+        for index, (block, tokens) in enumerate(zip(self.blocks, self.tokens_by_block)):
+            patches = tokens - self.num_prefix
+            if block.merge > patches // 2:
+                raise UserError(
+                    f"block {index} merges {block.merge} pairs of its {patches} patches; at most {patches // 2} can be"
+                )
 
     @property
     def stem_grid(self) -> tuple[int, int]:
@@ -105,6 +121,12 @@ class ViT:
     def num_tokens(self) -> int:
         """T, patches and the tokens in front of them."""
         return self.num_patches + self.num_prefix
+
+    @property
+    def tokens_by_block(self) -> tuple[int, ...]:
+        """T as each block takes it in; one more at the end, T as the last block leaves it."""
+        merged = itertools.accumulate((block.merge for block in self.blocks), initial=0)
+        return tuple(self.num_tokens - gone for gone in merged)
 
     @property
     def num_outputs(self) -> int:

@@ -43,6 +43,28 @@ class Graph:
         self._nodes.append(helper.make_node("Split", inputs, outputs, name=name, axis=-1))
         return outputs
 
+    def top(self, name: str, value: str, count: int) -> str:
+        """The places of the `count` greatest along the last axis, greatest first; of equals the first."""
+        outputs = [f"{name}/values", name]
+        inputs = [value, self.weight(f"{name}/count", np.array([count]))]
+        self._nodes.append(helper.make_node("TopK", inputs, outputs, name=name))
+        return name
+
+    def rows(self, name: str, value: str, places: str) -> str:
+        """(B, T, D) at `places` (B, R) → (B, R, D), each image's own."""
+        indices = self.node("Unsqueeze", f"{name}/places", places, self.weight(f"{name}/axis", np.array([2])))
+        return self.node("GatherND", name, value, indices, batch_dims=1)
+
+    def every(self, name: str, value: str, start: int, step: int) -> str:
+        """(B, T, …) → every `step`-th from `start` on of axis 1."""
+        bounds = {"start": start, "end": np.iinfo(np.int64).max, "axis": 1, "step": step}
+        return self.node(
+            "Slice",
+            name,
+            value,
+            *(self.weight(f"{name}/{part}", np.array([at])) for part, at in bounds.items()),
+        )
+
     def slice(self, name: str, value: str, ends: list[int], axes: list[int]) -> str:
         """The first `ends` along `axes`."""
         bounds = {"starts": [0] * len(ends), "ends": ends, "axes": axes}

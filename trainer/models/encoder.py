@@ -42,21 +42,28 @@ class Attention(nnx.Module):
         self.scale = block.qk_dim**-0.5
 
     def __call__(
-        self, x: jax.Array, gates: BlockGates | None = None, mask: jax.Array | None = None
+        self,
+        x: jax.Array,
+        gates: BlockGates | None = None,
+        mask: jax.Array | None = None,
+        sizes: jax.Array | None = None,
     ) -> tuple[jax.Array, Taps]:
         """(B, T, D) → (B, T, D); `mask` (B, T, T) is true where a token (second to last axis) may look at another (last).
 
-        Taps: weights (B, N, T, T) and heads (B, T, N, V), the outputs before the projection.
+        A token that stands for several, by `sizes` (B, T, 1), is looked at as often as all of them (arXiv:2210.09461, equation 1).
+        Taps: weights (B, N, T, T), heads (B, T, N, V), the outputs before the projection, and keys (B, T, N, K).
         """
-        query = _gate(self.query(x), gates, "query_key")
-        looks = jnp.einsum("btnk,bsnk->bnts", query, self.key(x)) * self.scale
+        query, key = _gate(self.query(x), gates, "query_key"), self.key(x)
+        looks = jnp.einsum("btnk,bsnk->bnts", query, key) * self.scale
+        if sizes is not None:
+            looks = looks + jnp.log(sizes).reshape(len(x), 1, 1, -1)
         if mask is not None:
             looks = jnp.where(mask[:, None], looks, _MASKED)
         weights = jax.nn.softmax(looks, axis=-1)
         heads = jnp.einsum("bnts,bsnv->btnv", weights, _gate(self.value(x), gates, "value"))
         if gates is not None and "heads" in gates:
             heads = heads * gates["heads"][:, None]
-        return self.out(heads), {"weights": weights, "heads": heads}
+        return self.out(heads), {"weights": weights, "heads": heads, "keys": key}
 
 
 class Mlp(nnx.Module):
@@ -78,7 +85,7 @@ class EncoderBlock(nnx.Module):
 
     def __init__(self, model: ViT | TextTower, block: Block, rngs: nnx.Rngs) -> None:
         norm = partial(nnx.LayerNorm, model.width, epsilon=model.norm_eps, rngs=rngs)
-        self.has_attention, self.has_mlp = block.num_heads > 0, block.mlp_dim > 0
+        self.has_attention, self.has_mlp, self.merge = block.num_heads > 0, block.mlp_dim > 0, block.merge
         if self.has_attention:
             self.norm1 = norm()
             self.attention = Attention(model.width, block, rngs)
@@ -86,10 +93,12 @@ class EncoderBlock(nnx.Module):
             self.norm2 = norm()
             self.mlp = Mlp(model.width, block.mlp_dim, model.gelu, rngs)
 
-    def attend(self, x: jax.Array, gates: BlockGates | None = None) -> tuple[jax.Array, Taps]:
+    def attend(
+        self, x: jax.Array, gates: BlockGates | None = None, sizes: jax.Array | None = None
+    ) -> tuple[jax.Array, Taps]:
         """The attention branch of the residual stream x (B, T, D); taps add norm (B, T, D), the branch's input."""
         normed = self.norm1(x)
-        out, taps = self.attention(normed, gates)
+        out, taps = self.attention(normed, gates, sizes=sizes)
         return _gate(out, gates, "attention"), {**taps, "norm": normed}
 
     def transform(self, x: jax.Array, gates: BlockGates | None = None) -> tuple[jax.Array, Taps]:

@@ -1,7 +1,8 @@
 """The Vision Transformer as a Flax NNX module: plain, hybrid and DeiT.
 
 Pre-LayerNorm encoder (Dosovitskiy et al. 2021, arXiv:2010.11929), after a ResNet stem in hybrids; DeiT (arXiv:2012.12877) adds
-a distillation token with a head of its own. Modules hold no random state: dropout takes its key.
+a distillation token with a head of its own. Blocks may merge tokens (`merging`). Modules hold no random state: dropout takes its
+key.
 
 Shapes: B batch, H W pixels, C channels, P patches, T tokens, D width, R heads (outputs, not attention).
 """
@@ -14,6 +15,7 @@ from flax import nnx
 
 from trainer.description import ViT
 from trainer.models.encoder import BlockGates, EncoderBlock, blocks_of
+from trainer.models.merging import merge
 from trainer.models.regularisation import OFF, Drop, Regularisation
 from trainer.models.stem import ResNetStem
 
@@ -38,7 +40,7 @@ class VisionTransformer(nnx.Module):
         zeros = nnx.initializers.zeros_init()
         for name in self.heads:
             setattr(self, name, nnx.Linear(model.width, model.num_classes, kernel_init=zeros, rngs=rngs))
-        self.depth = len(model.blocks)
+        self.depth, self.num_patches = len(model.blocks), model.num_patches
 
     def embed(self, images: jax.Array) -> jax.Array:
         """Images (B, H, W, C) → tokens with positions (B, T, D): class token, distillation token, patches."""
@@ -52,10 +54,17 @@ class VisionTransformer(nnx.Module):
         """The encoder block at `index`, counted from the input."""
         return self.blocks[str(index)]
 
-    def features(self, x: jax.Array) -> jax.Array:
-        """The last residual stream (B, T, D) → what each head reads (B, R, D), in the order of `head_names`."""
+    def features(self, x: jax.Array, sizes: jax.Array | None = None) -> jax.Array:
+        """The last residual stream (B, T, D) → what each head reads (B, R, D), in the order of `head_names`.
+
+        `sizes` (B, T, 1) says how many patches each token stands for, where any were merged.
+        """
         normed = self.norm(x)
-        return normed[:, : len(self.prefix)] if self.prefix else normed.mean(axis=1, keepdims=True)
+        if self.prefix:
+            return normed[:, : len(self.prefix)]
+        if sizes is None:
+            return normed.mean(axis=1, keepdims=True)
+        return (normed * (sizes / self.num_patches)).sum(axis=1, keepdims=True)
 
     def __call__(
         self,
@@ -66,14 +75,17 @@ class VisionTransformer(nnx.Module):
     ) -> jax.Array:
         """Logits (B, num_classes), or features (B, D); `gates` by block index as text; `key` switches `regularisation` on."""
         drop = Drop(regularisation, key, self.depth)
-        x = drop.elements(self.embed(images))
+        x, sizes = drop.elements(self.embed(images)), None
         for index in range(self.depth):
             block, own = self.block(index), None if gates is None else gates[str(index)]
             if block.has_attention:
-                x = x + drop.branch(block.attend(x, own)[0], index)
+                added, taps = block.attend(x, own, sizes)
+                x = x + drop.branch(added, index)
+                if block.merge:
+                    x, sizes = merge(x, sizes, taps["keys"], block.merge, len(self.prefix))
             if block.has_mlp:
                 x = x + drop.branch(block.transform(x, own)[0], index)
-        return self._read_out(self.features(x))
+        return self._read_out(self.features(x, sizes))
 
     def _read_out(self, features: jax.Array) -> jax.Array:
         """The mean of what the heads say, (B, num_classes); without heads, of what they would read, (B, D)."""

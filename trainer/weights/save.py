@@ -102,10 +102,10 @@ def _require_uniform(model: Model, reader: str) -> None:
     for tower in (one for one in towers if one.blocks):
         block = tower.blocks[0]
         fits = block.qk_dim == block.v_dim and block.num_heads * block.qk_dim == tower.width and block.mlp_dim
-        if set(tower.blocks) != {block} or not fits:
+        if set(tower.blocks) != {block} or block.merge or not fits:
             raise UserError(
-                f"the model was cut: its blocks differ, or their heads do not fill the width of {tower.width}, "
-                f"which {reader} cannot build; keep it as a checkpoint or export it as a bundle"
+                "the model was cut: its blocks differ or merge tokens, or their heads do not fill the width of "
+                f"{tower.width}, which {reader} cannot build; keep it as a checkpoint or export it as a bundle"
             )
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from serving.command import UserError
 from trainer import description
-from trainer.description import Block, Model, Stem, ViT, require_vit
+from trainer.description import Block, Model, Stem, TextTower, ViT, require_vit
 
 # Parameters at 224 px with 1,000 classes, as the published code counts them.
 PUBLISHED_PARAMS = {
@@ -179,6 +179,24 @@ def test_a_description_comes_back_from_json_as_it_was(model: Model) -> None:
     assert description.from_json(json.loads(json.dumps(description.to_json(model)))) == model
 
 
+def test_a_model_that_merges_tokens_comes_back_from_json_and_one_that_does_not_is_written_as_ever() -> None:
+    merging = dataclasses.replace(SMALL, blocks=(Block(2, 3, 5, 7, merge=2), *SMALL.blocks[1:]))
+    assert description.from_json(json.loads(json.dumps(description.to_json(merging)))) == merging
+    written = description.to_json(SMALL)["blocks"]
+    assert all(set(block) == {"num_heads", "qk_dim", "v_dim", "mlp_dim"} for block in written)
+
+
+def test_every_merged_pair_is_a_token_less_for_all_that_follows() -> None:
+    blocks = tuple(dataclasses.replace(block, merge=count) for block, count in zip(SMALL.blocks, (2, 0, 1)))
+    assert dataclasses.replace(SMALL, blocks=blocks).tokens_by_block == (5, 3, 3, 2)
+    assert SMALL.tokens_by_block == (5, 5, 5, 5)
+
+
+def test_a_text_tower_merges_nothing() -> None:
+    with pytest.raises(UserError, match="text tower merge no tokens"):
+        TextTower("transformer", 50, 6, 6, 16, (Block(2, 4, 4, 8, merge=1),), 12)
+
+
 def test_a_description_whose_integers_became_floats_on_the_way_comes_back_as_it_was() -> None:
     model = description.named("R26+S/32", (224, 224), 3, 1000)
     through_protobuf = json.loads(json.dumps(description.to_json(model)), parse_int=float)
@@ -232,6 +250,13 @@ def test_a_description_with_a_missing_field_is_refused(name: str) -> None:
         ({"blocks": (Block(0, 4, 4, 8),)}, "block 0 has impossible sizes"),
         ({"blocks": (Block(0, 4, 0, 8),)}, "block 0 has impossible sizes"),
         ({"blocks": (Block(2, 4, 4, -8),)}, "block 0 has impossible sizes"),
+        ({"blocks": (Block(2, 4, 4, 8, -1),)}, "block 0 has impossible sizes"),
+        ({"blocks": (Block(0, 0, 0, 8, 1),)}, "block 0 has no attention, by whose keys"),
+        ({"blocks": (Block(2, 4, 4, 8, 3),)}, "block 0 merges 3 pairs of its 4 patches; at most 2 can be"),
+        (
+            {"blocks": (Block(2, 4, 4, 8, 2),) * 2},
+            "block 1 merges 2 pairs of its 2 patches; at most 1 can be",
+        ),
         ({"distilled": True, "pooling": "gap"}, "pooling must be cls"),
         ({"stem": Stem(64, ())}, "of which the stem leaves"),
     ],

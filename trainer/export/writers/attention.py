@@ -13,7 +13,10 @@ from trainer.models.build import Params
 def attention(
     graph: Graph, at: str, x: str, num_tokens: int, block: Block, params: Params, mask: str = ""
 ) -> str:
-    """(B, T, D) → (B, T, D), of what was normalised already; `mask` (B, 1, T, T) is added to the logits where there is one."""
+    """(B, T, D) → (B, T, D), of what was normalised already.
+
+    `mask` (B, 1, T, T), or (B, 1, 1, T) for all alike, is added to the logits where there is one.
+    """
     heads, dims = block.num_heads, (block.qk_dim, block.qk_dim, block.v_dim)
     joined = graph.dense(f"{at}/qkv", x, *_joined_projections(block, params))
     parts = graph.split(f"{at}/split", joined, [heads * dim for dim in dims])
@@ -37,6 +40,11 @@ def attention(
     rows = graph.reshape(f"{at}/joined", mixed, [0, num_tokens, heads * block.v_dim])
     out = np.asarray(params["out"]["kernel"])
     return graph.dense(f"{at}/out", rows, out.reshape(-1, out.shape[-1]), params["out"]["bias"])
+
+
+def keys(at: str) -> str:
+    """The keys (B, T, N, K) of the attention that was written at `at`."""
+    return f"{at}/key/heads"
 
 
 def _joined_projections(block: Block, params: Params) -> tuple[Array, Array]:

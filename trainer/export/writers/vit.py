@@ -5,7 +5,9 @@ import numpy as np
 from trainer.description import ViT
 from trainer.export.graph import Array, Graph
 from trainer.export.signature import IMAGES
-from trainer.export.writers.block import pre_norm_block
+from trainer.export.writers.attention import keys
+from trainer.export.writers.block import attend, transform
+from trainer.export.writers.merging import log_sizes, merge, weighted_mean
 from trainer.export.writers.patches import patch_products
 from trainer.export.writers.stem import stem
 from trainer.models.build import Params
@@ -13,14 +15,27 @@ from trainer.models.build import Params
 
 def write_vit(graph: Graph, model: ViT, params: Params) -> str:
     """Images (B, H, W, C) → logits, or features where there is no head."""
-    x = _tokens(graph, model, params)
-    for index, block in enumerate(model.blocks):
-        own = params["blocks"][str(index)]
-        x = pre_norm_block(graph, f"blocks/{index}", x, model.num_tokens, model, block, own)
+    x, sizes = _encoded(graph, model, params, _tokens(graph, model, params))
     if model.distilled:
         return _two_heads(graph, model, params, x)
-    x = _features(graph, model, params, x)
+    x = _features(graph, model, params, x, sizes)
     return graph.dense("head", x, **params["head"]) if model.num_classes else x
+
+
+def _encoded(graph: Graph, model: ViT, params: Params, x: str) -> tuple[str, str]:
+    """The stream after all blocks, and the sizes of its tokens where some were merged, else empty."""
+    sizes = mask = ""
+    for index, (block, tokens) in enumerate(zip(model.blocks, model.tokens_by_block)):
+        at, own = f"blocks/{index}", params["blocks"][str(index)]
+        x = attend(graph, at, x, tokens, model, block, own, mask)
+        if block.merge:
+            read, merging = keys(f"{at}/attention"), f"{at}/merge"
+            x, sizes = merge(
+                graph, merging, x, sizes, read, tokens, model.width, block.merge, model.num_prefix
+            )
+            mask = log_sizes(graph, merging, sizes)
+        x = transform(graph, at, x, model, block, own)
+    return x, sizes
 
 
 def _tokens(graph: Graph, model: ViT, params: Params) -> str:
@@ -45,11 +60,13 @@ def _table(model: ViT, params: Params) -> Array:
     return table
 
 
-def _features(graph: Graph, model: ViT, params: Params, x: str) -> str:
+def _features(graph: Graph, model: ViT, params: Params, x: str, sizes: str) -> str:
     if model.pooling == "cls":  # the norm is per token: only the class token needs it
         x = graph.pick("token", x, 0)
     x = graph.norm("norm", x, **params["norm"], epsilon=model.norm_eps)
-    return graph.mean("mean", x) if model.pooling == "gap" else x
+    if model.pooling == "gap":
+        return weighted_mean(graph, "mean", x, sizes, model.num_patches) if sizes else graph.mean("mean", x)
+    return x
 
 
 def _two_heads(graph: Graph, model: ViT, params: Params, x: str) -> str:

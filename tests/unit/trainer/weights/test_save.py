@@ -124,6 +124,7 @@ def test_a_cut_model_is_refused_since_nobody_else_could_build_it(tmp_path: Path,
         (Block(1, 8, 8, 24), model.blocks[1]),
         (Block(1, 8, 8, 24),) * 2,
         (Block(2, 4, 8, 24),) * 2,
+        tuple(dataclasses.replace(block, merge=1) for block in model.blocks),
     ):
         cut = dataclasses.replace(model, blocks=blocks)
         assert "the model was cut" in _refused(tmp_path, write, cut)
