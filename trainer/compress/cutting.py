@@ -7,6 +7,7 @@ from typing import Any
 from trainer import checkpoint
 from trainer.compress.choosing import dumped
 from trainer.compress.given import Given
+from trainer.compress.padding import padded_model
 from trainer.compress.plan import Plan
 from trainer.compress.repair import cut
 from trainer.compress.stages import write_text
@@ -22,14 +23,13 @@ def carry_out(given: Given, plan: Plan, met: dict[str, Any], folder: Path) -> di
         teacher.model, teacher.params, plan, teacher.images, dataclasses.replace(teacher.how, fit=False)
     )
     shape = plan.shape_of(teacher.model)
-    top1s = {
-        name: top1(model, weights, spec, data.validation, teacher.how.batch)
-        for name, model, weights in (
-            ("teacher", teacher.model, teacher.params),
-            ("cut without repair", shape, sliced),
-            ("cut and repaired", shape, params),
-        )
+    # At the teacher's sizes, for which everything is compiled.
+    models = {
+        "teacher": (teacher.model, teacher.params),
+        "cut without repair": padded_model(teacher.model, plan, sliced),
+        "cut and repaired": padded_model(teacher.model, plan, params),
     }
+    top1s = {name: top1(*model, spec, data.validation, teacher.how.batch) for name, model in models.items()}
     write_text(folder / "plan.json", dumped(plan))
     if not checkpoint.steps(
         folder
