@@ -9,7 +9,7 @@ from trainer.compress.choosing import dumped
 from trainer.compress.given import Given
 from trainer.compress.padding import padded_model
 from trainer.compress.plan import Plan
-from trainer.compress.repair import cut
+from trainer.compress.repair import Seen, cut
 from trainer.compress.stages import write_text
 from trainer.compress.validation import top1
 from trainer.config import config_hash, resolved_text
@@ -18,10 +18,10 @@ from trainer.config import config_hash, resolved_text
 def carry_out(given: Given, plan: Plan, met: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Writes `folder`/checkpoints and plan.json; returns top-1 with and without repair, and the repair's remarks."""
     teacher, data, spec = given.teacher, given.data, given.loaded.preprocess
-    params, remarks = cut(teacher.model, teacher.params, plan, teacher.images, teacher.how)
-    sliced, _ = cut(
-        teacher.model, teacher.params, plan, teacher.images, dataclasses.replace(teacher.how, fit=False)
-    )
+    seen = Seen(teacher.model, teacher.params, teacher.images, teacher.how.batch, keep=True)
+    params, remarks = cut(teacher.model, teacher.params, plan, teacher.images, teacher.how, seen)
+    slicing = dataclasses.replace(teacher.how, fit=False)
+    sliced, _ = cut(teacher.model, teacher.params, plan, teacher.images, slicing, seen)
     shape = plan.shape_of(teacher.model)
     # At the teacher's sizes, for which everything is compiled.
     models = {
