@@ -7,8 +7,8 @@ from typing import Any
 
 from serving.command import UserError
 from tools.bench_compression.bench import Bench
-from tools.bench_compression.score import Score
 from tools.bench_compression.methods import METHODS
+from tools.bench_compression.score import Score
 
 OURS, UNIFORM, PEER = "ours, budget search", "ours, uniform", "Torch-Pruning"
 # What the recipe calls the two ways to spend a budget, and what ends a compression with the cut.

@@ -7,8 +7,9 @@ from typing import Any
 from trainer import checkpoint
 from trainer.compress.choosing import dumped
 from trainer.compress.given import Given
+from trainer.compress.padding import padded_model
 from trainer.compress.plan import Plan
-from trainer.compress.repair import cut
+from trainer.compress.repair import Seen, cut
 from trainer.compress.stages import write_text
 from trainer.compress.validation import top1
 from trainer.config import config_hash, resolved_text
@@ -17,19 +18,18 @@ from trainer.config import config_hash, resolved_text
 def carry_out(given: Given, plan: Plan, met: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Writes `folder`/checkpoints and plan.json; returns top-1 with and without repair, and the repair's remarks."""
     teacher, data, spec = given.teacher, given.data, given.loaded.preprocess
-    params, remarks = cut(teacher.model, teacher.params, plan, teacher.images, teacher.how)
-    sliced, _ = cut(
-        teacher.model, teacher.params, plan, teacher.images, dataclasses.replace(teacher.how, fit=False)
-    )
+    seen = Seen(teacher.model, teacher.params, teacher.images, teacher.how.batch, keep=True)
+    params, remarks = cut(teacher.model, teacher.params, plan, teacher.images, teacher.how, seen)
+    slicing = dataclasses.replace(teacher.how, fit=False)
+    sliced, _ = cut(teacher.model, teacher.params, plan, teacher.images, slicing, seen)
     shape = plan.shape_of(teacher.model)
-    top1s = {
-        name: top1(model, weights, spec, data.validation, teacher.how.batch)
-        for name, model, weights in (
-            ("teacher", teacher.model, teacher.params),
-            ("cut without repair", shape, sliced),
-            ("cut and repaired", shape, params),
-        )
+    # At the teacher's sizes, for which everything is compiled.
+    models = {
+        "teacher": (teacher.model, teacher.params),
+        "cut without repair": padded_model(teacher.model, plan, sliced),
+        "cut and repaired": padded_model(teacher.model, plan, params),
     }
+    top1s = {name: top1(*model, spec, data.validation, teacher.how.batch) for name, model in models.items()}
     write_text(folder / "plan.json", dumped(plan))
     if not checkpoint.steps(
         folder

@@ -7,6 +7,7 @@ Shapes: D width, N heads, K query/key dim, V value dim; row vectors, so a projec
 """
 
 import numpy as np
+from scipy.linalg import solve_triangular
 
 from trainer.compress.moments import Array
 from trainer.models.build import Params
@@ -14,23 +15,25 @@ from trainer.models.build import Params
 _DAMPING = 1e-4  # of the largest variance: directions the data never takes keep a finite inverse
 
 
-def _roots(covariance: Array) -> tuple[Array, Array]:
-    """Symmetric square root of `covariance` and its inverse."""
-    variances, directions = np.linalg.eigh(covariance)
-    variances = np.maximum(variances, 0) + _DAMPING * max(float(variances[-1]), np.finfo(np.float64).tiny)
-    roots = np.sqrt(variances)
-    return (directions * roots) @ directions.T, (directions / roots) @ directions.T
+def _root(covariance: Array) -> Array:
+    """Upper triangular (D, D) whose square, its transpose times itself, is `covariance`, damped."""
+    damping = _DAMPING * max(float(covariance.diagonal().max()), np.finfo(np.float64).tiny)
+    return np.asarray(np.linalg.cholesky(covariance + damping * np.eye(len(covariance))).T)
 
 
-def _truncated(product: Array, rank: int) -> tuple[Array, Array]:
-    """Factors (rows, rank) and (columns, rank) of the best rank-`rank` approximation, each with half of every singular value.
+def _truncated(left: Array, right: Array, rank: int) -> tuple[Array, Array]:
+    """Factors (A, rank) and (B, rank) of the best approximation of `left` (A, K) times `right` (B, K) transposed.
 
-    What `rank` asks for above the product's own is filled with zeros: a head may have more dims than the stream has channels.
+    Each has half of every singular value. The product itself, which is larger and of rank K, is never decomposed. What `rank`
+    asks for above the product's own is filled with zeros: a head may have more dims than the stream has channels.
     """
-    left, values, right = np.linalg.svd(product, full_matrices=False)
+    (left_basis, left_rest), (right_basis, right_rest) = np.linalg.qr(left), np.linalg.qr(right)
+    inner_left, values, inner_right = np.linalg.svd(left_rest @ right_rest.T, full_matrices=False)
     half = np.sqrt(values[:rank])
     beyond = ((0, 0), (0, max(rank - len(values), 0)))
-    return np.pad(left[:, :rank] * half, beyond), np.pad(right[:rank].T * half, beyond)
+    from_left = left_basis @ inner_left[:, :rank] * half
+    from_right = right_basis @ inner_right[:rank].T * half
+    return np.pad(from_left, beyond), np.pad(from_right, beyond)
 
 
 def cut_query_key(attention: Params, covariance: Array, mean: Array, dim: int) -> Params:
@@ -40,7 +43,7 @@ def cut_query_key(attention: Params, covariance: Array, mean: Array, dim: int) -
     cancel, and enters the SVD as one more row. The kernel of the query carries √(dim / K), because the model divides logits
     by √dim and the original divided by √K.
     """
-    root, inverse = _roots(covariance)
+    root = _root(covariance)
     query, key = (_float64(attention[name]) for name in ("query", "key"))
     width, heads, old_dim = query["kernel"].shape
     new: dict[str, Params] = {
@@ -50,8 +53,8 @@ def cut_query_key(attention: Params, covariance: Array, mean: Array, dim: int) -
     for head in range(heads):
         to_query, to_key = query["kernel"][:, head], key["kernel"][:, head]
         mean_query = mean @ to_query + query["bias"][head]
-        from_query, from_key = _truncated(np.vstack([root @ to_query, mean_query]) @ (root @ to_key).T, dim)
-        query_kernel, key_kernel = inverse @ from_query[:-1], inverse @ from_key
+        from_query, from_key = _truncated(np.vstack([root @ to_query, mean_query]), root @ to_key, dim)
+        query_kernel, key_kernel = (solve_triangular(root, half) for half in (from_query[:-1], from_key))
         new["query"]["kernel"][:, head], new["key"]["kernel"][:, head] = query_kernel, key_kernel
         new["query"]["bias"][head] = from_query[-1] - mean @ query_kernel
         new["key"]["bias"][head] = -mean @ key_kernel
@@ -70,10 +73,10 @@ def cut_value_output(attention: Params, covariances: Array, means: Array, dim: i
     kernel, bias = np.zeros((width, heads, dim)), np.zeros((heads, dim))
     out_kernel, out_bias = np.zeros((heads, dim, width)), out["bias"].copy()
     for head in range(heads):
-        root, inverse = _roots(covariances[head])
+        root = _root(covariances[head])
         to_value, to_out = value["kernel"][:, head], out["kernel"][head]
-        from_value, from_out = _truncated(root @ to_value @ to_out, dim)
-        kernel[:, head], out_kernel[head] = inverse @ from_value, from_out.T
+        from_value, from_out = _truncated(root @ to_value, to_out.T, dim)
+        kernel[:, head], out_kernel[head] = solve_triangular(root, from_value), from_out.T
         out_bias += (means[head] @ to_value + value["bias"][head]) @ to_out
         bias[head] = -means[head] @ kernel[:, head]
     return {
