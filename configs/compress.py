@@ -54,9 +54,11 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             "qk_dim": 0,
             "v_dim": 0,
             "mlp_dim": 0,
+            "merge": 0,
         }
     )
     config.search = "budget"
+    config.merge = "auto"
     config.score = "fisher"
     config.calibration = ml_collections.ConfigDict({"examples": 1024, "batch": 128})
     config.ridge = 0.01

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from serving.preprocess import PreprocessSpec
-from trainer import checkpoint
+from trainer import checkpoint, description
 from trainer.compress import streams
 from trainer.compress.plan import Layer, Plan, identity
 from trainer.description import Block, Classifier, Model, ViT, uniform
@@ -73,8 +73,7 @@ def logits(model: ViT, params: Params, images: Array) -> Array:
 
 def merging(model: ViT, *counts: int) -> ViT:
     """`model` whose blocks merge so many pairs of tokens, from the first on."""
-    merged = [dataclasses.replace(block, merge=count) for block, count in zip(model.blocks, counts)]
-    return dataclasses.replace(model, blocks=(*merged, *model.blocks[len(counts) :]))
+    return description.merging(model, (*counts, *(0,) * (len(model.blocks) - len(counts))))
 
 
 def cut_evenly(teacher: ViT, heads: int, dim: int, neurons: int) -> Plan:

@@ -10,7 +10,7 @@ import numpy as np
 
 from serving.command import UserError
 from trainer import description
-from trainer.compress import goals, least_accuracy, search, target
+from trainer.compress import goals, least_accuracy, merging, search, target
 from trainer.compress import plan as plans
 from trainer.compress import scores as scoring
 from trainer.compress.allocate import Cost
@@ -64,6 +64,7 @@ def check(given: Given) -> Goal | None:
     if budget:
         search.check_budget(teacher, cost, budget, given.rounding)
     target.asked(config.shape, teacher)
+    merging.stated(teacher, config.shape.merge)
     if config.budget.min_top1 and config.budget.min_top1 > teacher_top1(given):
         raise UserError(
             f"budget.min_top1={config.budget.min_top1:g} is above the teacher's own {teacher_top1(given):.4f} on the "
@@ -138,7 +139,12 @@ def _searcher(
     if given.config.search == "uniform":
         return lambda cost, budget: search.uniform(teacher, scores, cost, budget, rounding, judge)
     table = search.measure_losses(teacher, scores, judge)
-    return lambda cost, budget: search.to_budget(teacher, scores, table, cost, budget, rounding, judge)
+
+    def within(cost: Cost, budget: int) -> list[Candidate]:
+        return search.to_budget(teacher, scores, table, cost, budget, rounding, judge)
+
+    offered = merging.offered(given.config.merge, teacher.model)
+    return merging.also_merging(within, teacher, judge) if offered else within
 
 
 def _stated(given: Given, scores: Scores, judge: RememberingJudge) -> Candidate:
@@ -147,6 +153,9 @@ def _stated(given: Given, scores: Scores, judge: RememberingJudge) -> Candidate:
     removed = len(teacher.blocks) - sizes.num_layers
     dropped = set(search.missed_least(given.teacher, judge)[:removed]) if removed else set()
     plan = target.plan(teacher, scores, dropped, sizes)
+    if given.config.shape.merge:
+        merged = merging.stated(plan.shape_of(teacher), given.config.shape.merge)
+        plan = dataclasses.replace(plan, merged=merged)
     size = description.param_count(plan.shape_of(teacher))
     return Candidate("the stated shape", plan, size, judge(plan))
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from trainer.compress.allocate import Rounding, least_block
 from trainer.compress.latency import Timer
-from trainer.description import Block, ViT, param_count
+from trainer.description import Block, ViT, block_macs, param_count
 
 _DEEP = 4  # equal branches in one measured model
 Axes = tuple[tuple[int, ...], ...]
@@ -112,7 +112,10 @@ class CostTable:
     def __call__(self, model: ViT) -> float:
         """Milliseconds, up to what the whole adds: `correction.Line` knows that."""
         bare = between((self._grid.widths,), self._bare, (model.width,))
-        return bare + sum(self._block_ms(model.width, block) for block in model.blocks)
+        return bare + sum(
+            self._block_ms(model.width, dataclasses.replace(block, merge=0)) * _share(model, block, tokens)
+            for block, tokens in zip(model.blocks, model.tokens_by_block)
+        )
 
     def _read(self, width: int, block: Block) -> float:
         total = 0.0
@@ -122,6 +125,14 @@ class CostTable:
         if block.mlp_dim:
             total += between(self._grid.mlp_axes, self._mlp, (width, block.mlp_dim))
         return total
+
+
+def _share(model: ViT, block: Block, tokens: int) -> float:
+    """The arithmetic of a block where some tokens were merged, and it merges some, as a fraction of that on all tokens."""
+    if tokens == model.num_tokens and not block.merge:
+        return 1.0
+    whole = block_macs(dataclasses.replace(block, merge=0), model.width, model.num_tokens)
+    return block_macs(block, model.width, tokens, model.num_prefix) / max(whole, 1)
 
 
 def _points(axes: Axes) -> list[tuple[int, ...]]:

@@ -38,7 +38,8 @@ def padded_model(teacher: ViT, plan: Plan, params: Params) -> tuple[ViT, Params]
         full = teacher.blocks[layer.source]
         new[str(place)] = padded(params["blocks"][str(place)], left, full)
         attention = full if left.num_heads else _NOTHING
-        blocks.append(dataclasses.replace(attention, mlp_dim=full.mlp_dim if left.mlp_dim else 0))
+        neurons = full.mlp_dim if left.mlp_dim else 0
+        blocks.append(dataclasses.replace(attention, mlp_dim=neurons, merge=left.merge))
     return dataclasses.replace(cut, blocks=tuple(blocks)), {**params, "blocks": new}
 
 

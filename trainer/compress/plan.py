@@ -6,7 +6,7 @@ Pure data. A plan is made from scores (`allocate`), carried out by `repair`, and
 import dataclasses
 from typing import Any
 
-from trainer.description import Block, ViT
+from trainer.description import Block, ViT, merging
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,15 +28,21 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The layers that stay, from the input up, and the channels of the residual stream (0: as many as the teacher's)."""
+    """The layers that stay, from the input up, and the channels of the residual stream (0: as many as the teacher's).
+
+    `merged` is how many pairs of tokens each of these layers merges; empty: as many as in the teacher.
+    """
 
     layers: tuple[Layer, ...]
     width: int = 0
+    merged: tuple[int, ...] = ()
 
     def shape_of(self, teacher: ViT) -> ViT:
         """The description of the cut model."""
         blocks = tuple(layer.block for layer in self.layers)
-        return dataclasses.replace(narrowed(teacher, self.width or teacher.width), blocks=blocks)
+        shape = dataclasses.replace(narrowed(teacher, self.width or teacher.width), blocks=blocks)
+        inherited = (teacher.blocks[layer.source].merge if layer.heads else 0 for layer in self.layers)
+        return merging(shape, self.merged or tuple(inherited))
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -49,7 +55,7 @@ def from_json(values: dict[str, Any]) -> Plan:
         Layer(**{**layer, "heads": tuple(layer["heads"]), "neurons": tuple(layer["neurons"])})
         for layer in values["layers"]
     ]
-    return Plan(tuple(layers), values["width"])
+    return Plan(tuple(layers), values["width"], tuple(values.get("merged", ())))
 
 
 def narrowed(teacher: ViT, width: int) -> ViT:
@@ -71,5 +77,7 @@ def keep_all(source: int, block: Block) -> Layer:
 
 def without_layers(plan: Plan, sources: set[int]) -> Plan:
     """`plan` without the blocks that came from `sources`."""
-    kept = tuple(layer for layer in plan.layers if layer.source not in sources)
-    return dataclasses.replace(plan, layers=kept)
+    places = [place for place, layer in enumerate(plan.layers) if layer.source not in sources]
+    kept = tuple(plan.layers[place] for place in places)
+    merged = tuple(plan.merged[place] for place in places) if plan.merged else ()
+    return dataclasses.replace(plan, layers=kept, merged=merged)

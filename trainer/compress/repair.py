@@ -21,7 +21,7 @@ from trainer.compress.lowrank import cut_query_key, cut_value_output
 from trainer.compress.moments import Array, Moments
 from trainer.compress.padding import kept_heads, padded
 from trainer.compress.plan import Layer, Plan
-from trainer.description import Block, ViT
+from trainer.description import Block, ViT, without_merging
 from trainer.models.build import Params
 from trainer.models.vit import head_names
 
@@ -71,11 +71,12 @@ def cut(
     """The parameters of `plan.shape_of(teacher)`, and remarks on what could not be fitted.
 
     `images` are normalised calibration images (images, H, W, C); no label is used. `seen` is what the teacher makes of them,
-    for those who cut often.
+    for those who cut often. Tokens are merged by neither in here: what is fitted to all tokens serves the merged ones too.
 
     Raises:
       UserError: when the width is impossible, or there are too few images for the sizes to be fitted.
     """
+    teacher = without_merging(teacher)
     seen = seen or Seen(teacher, params, images, how.batch, keep=False)
     to_narrow = None
     if plan.width not in (0, teacher.width):

@@ -16,7 +16,7 @@ from serving.command import progress
 from trainer.compress import streams
 from trainer.compress.lowrank import cut_query_key, cut_value_output
 from trainer.compress.moments import Array
-from trainer.description import Block, ViT
+from trainer.description import Block, ViT, without_merging
 from trainer.models.build import Params, bind, flatten, unflatten
 
 # By the names and in the shapes of gates: see `trainer.models.encoder.BlockGates`.
@@ -38,6 +38,7 @@ def ones(block: Block) -> Params:
 
 def score(teacher: ViT, params: Params, images: Array, kind: str, seed: int, batch: int) -> Scores:
     """Scores of every unit from normalised images (images, H, W, C); `kind` is "fisher" or "taylor"."""
+    teacher = without_merging(teacher)  # ordered dims are other keys, by which other tokens would be merged
     ordered = order_dims(teacher, params, images, batch)
     gates = {str(index): ones(block) for index, block in enumerate(teacher.blocks)}
 

@@ -1,7 +1,8 @@
 """The residual stream of a set of images, carried through a model one branch at a time.
 
 Streams live on the host, (images, T, D), so that calibration is bounded by the host's memory and not by the device's; each
-branch runs in batches of one compiled function.
+branch runs in batches of one compiled function. Streams keep a token for every patch, also of a model that merges tokens: what is
+fitted on them holds for either. Only `logits` says what such a model says.
 """
 
 import dataclasses
@@ -68,6 +69,11 @@ def _readout(model: ViT) -> Callable[[Params, jax.Array], jax.Array]:
     return jax.jit(lambda params, x: bind(bare, {**params, "blocks": {}}).features(x))
 
 
+@functools.lru_cache(maxsize=32)
+def _whole(model: ViT) -> Callable[[Params, jax.Array], jax.Array]:
+    return jax.jit(lambda params, images: bind(model, params)(images))
+
+
 def embed(model: ViT, params: Params, images: Array, size: int) -> Array:
     """Normalised images (images, H, W, C) → the stream before the first block."""
     bare = dataclasses.replace(model, blocks=())
@@ -98,7 +104,12 @@ def features(model: ViT, params: Params, stream: Array, size: int) -> Array:
 
 
 def logits(model: ViT, params: Params, images: Array, size: int) -> Array:
-    """Normalised images → logits (images, classes), branch by branch: shares what is compiled with the repair."""
+    """Normalised images → logits (images, classes), branch by branch: shares what is compiled with the repair.
+
+    A model that merges tokens runs as a whole.
+    """
+    if any(block.merge for block in model.blocks):
+        return _in_batches(_whole(model), params, images, size)
     *_, stream = walk(model, params, images, size)
     read = features(model, params, stream, size)
     said = [said_by(params[name], read[:, index]) for index, name in enumerate(head_names(model))]

@@ -9,6 +9,7 @@ from trainer.config.fields import ConfigError, Problems
 SCORES = ("fisher", "taylor")
 SEARCHES = ("budget", "uniform")
 PRECISIONS = ("fp32", "int8")
+MERGES = ("auto", "always", "never")
 SIZES = ("params", "macs")  # limits that may be fractions
 ACCURACIES = ("min_top1", "max_drop")  # least accuracy; what it costs is made small
 LIMITS = (
@@ -53,6 +54,7 @@ class Shape:
     qk_dim: Annotated[int, "query and key dims of each head; 0 keeps the teacher's"]
     v_dim: Annotated[int, "value dims of each head; 0 keeps the teacher's"]
     mlp_dim: Annotated[int, "neurons in each block; 0 keeps the teacher's"]
+    merge: Annotated[int, "pairs of tokens that each block from the third on makes one of; 0: none more"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +128,10 @@ class Compression:
     search: Annotated[
         str, "how a budget is spent: budget (width, depth and every layer by losses) or uniform (all alike)"
     ]
+    merge: Annotated[
+        str,
+        "whether a budget may be met by merging tokens too: auto (where there are at least 100), always or never",
+    ]
     score: Annotated[str, "fisher or taylor: how units are ranked"]
     calibration: Calibration
     ridge: Annotated[float, "damping of least squares, as a fraction of the mean variance"]
@@ -142,6 +148,7 @@ class Compression:
         self._check_goal(found)
         found.check(self.score in SCORES, f"score={self.score!r} must be one of {', '.join(SCORES)}")
         found.check(self.search in SEARCHES, f"search={self.search!r} must be one of {', '.join(SEARCHES)}")
+        found.check(self.merge in MERGES, f"merge={self.merge!r} must be one of {', '.join(MERGES)}")
         found.check_above_0(ridge=self.ridge)
         counts = {f"calibration.{name}": n for name, n in dataclasses.asdict(self.calibration).items()}
         rounding = {f"round_{name}": getattr(self, f"round_{name}") for name in ("mlp", "head_dim", "width")}
@@ -238,7 +245,7 @@ class Compression:
             f"budget.precision={self.budget.precision!r} must be one of {', '.join(PRECISIONS)}",
         )
         found.check_at_least(0, **sizes)
-        both = [f"{name}={value}" for name, value in sizes.items() if value]
+        both = [f"{name}={value}" for name, value in sizes.items() if value and name != "shape.merge"]
         found.check(
             not (target and both),
             f"shape.target={target} states every size; leave out {', '.join(both)}, or the target",

@@ -18,7 +18,7 @@ from trainer.description.stem import Convolution, Stem, unit_convolutions
 from trainer.description.text import TextTower
 from trainer.description.towers import TwoTowers
 from trainer.description.variants import named, variant_names
-from trainer.description.vit import Block, ViT, uniform
+from trainer.description.vit import Block, ViT, merging, uniform, without_merging
 
 __all__ = [
     "Block",
@@ -34,6 +34,7 @@ __all__ = [
     "block_params",
     "from_json",
     "macs",
+    "merging",
     "named",
     "param_count",
     "require_classifier",
@@ -42,4 +43,5 @@ __all__ = [
     "uniform",
     "unit_convolutions",
     "variant_names",
+    "without_merging",
 ]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from typing import Literal
 
 from serving.command import UserError
@@ -132,6 +133,23 @@ class ViT:
     def num_outputs(self) -> int:
         """What one image becomes: as many logits as classes, or as many features as the width when there is no head."""
         return self.num_classes or self.width
+
+
+def merging(model: ViT, counts: Sequence[int]) -> ViT:
+    """`model` whose blocks merge so many pairs of tokens each.
+
+    Raises:
+      UserError: when a block cannot merge as many.
+    """
+    blocks = [
+        dataclasses.replace(block, merge=count) for block, count in zip(model.blocks, counts, strict=True)
+    ]
+    return dataclasses.replace(model, blocks=tuple(blocks))
+
+
+def without_merging(model: ViT) -> ViT:
+    """`model` in which every patch stays a token."""
+    return merging(model, (0,) * len(model.blocks))
 
 
 def check_sizes(model: object, names: tuple[str, ...]) -> None:

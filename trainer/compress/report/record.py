@@ -180,11 +180,12 @@ class Record:
 
 def _layers(plan: Plan, teacher: ViT) -> list[Facts]:
     rows = []
-    for layer in plan.layers:
-        full, block = teacher.blocks[layer.source], layer.block
+    for layer, block in zip(plan.layers, plan.shape_of(teacher).blocks, strict=True):
+        full = teacher.blocks[layer.source]
         names = ("num_heads", "qk_dim", "v_dim", "mlp_dim")
         rows.append(
-            {"source": layer.source} | {name: [getattr(block, name), getattr(full, name)] for name in names}
+            {"source": layer.source, "merge": block.merge}
+            | {name: [getattr(block, name), getattr(full, name)] for name in names}
         )
     return rows
 

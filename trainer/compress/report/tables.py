@@ -151,8 +151,17 @@ def _rungs(facts: Facts) -> Table:
 
 def _plan(facts: Facts) -> Table:
     names = ("num_heads", "qk_dim", "v_dim", "mlp_dim")
-    rows = [(str(row["source"]), *("{} of {}".format(*row[name]) for name in names)) for row in facts["plan"]]
-    columns = ("layer", "heads", "query/key dims", "value dims", "MLP neurons")
+    merging = any(row["merge"] for row in facts["plan"])
+    rows = [
+        (
+            str(row["source"]),
+            *("{} of {}".format(*row[name]) for name in names),
+            *([str(row["merge"])] if merging else []),
+        )
+        for row in facts["plan"]
+    ]
+    more = ("pairs of tokens merged",) if merging else ()
+    columns = ("layer", "heads", "query/key dims", "value dims", "MLP neurons", *more)
     return Table("What stays, layer by layer", columns, rows)
 
 

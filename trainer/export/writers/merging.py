@@ -67,7 +67,7 @@ def _kept(graph: Graph, at: str, gone: str, one: str, num_tokens: int, count: in
         graph.weight(f"{at}/pairs", np.array([2])),
         keepdims=0,
     )
-    order = graph.weight(f"{at}/order", np.arange(num_tokens, 0, -1, np.float32))
+    order = graph.weight(f"{at}/order", np.arange(num_tokens, 0, -1).astype(np.float32))
     worth = graph.node("Mul", f"{at}/worth", graph.node("Sub", f"{at}/stays", one, leaves), order)
     return graph.top(f"{at}/kept", worth, num_tokens - count)
 

@@ -11,7 +11,7 @@ from serving.runtime.select import open_runtime
 from tests.support.graphs import product_macs
 from tests.support.small_families import DEIT, HYBRID
 from tests.support.small_models import SMALL, UNEVEN, merging, random_params, smooth_images
-from trainer.description import ViT, macs
+from trainer.description import ViT, macs, without_merging
 from trainer.export.graph import Array
 from trainer.export.onnx_writer import INPUT, weight_products, write_onnx
 from trainer.models.build import Params, bind
@@ -20,11 +20,6 @@ from trainer.models.build import Params, bind
 def _larger(model: ViT) -> ViT:
     """20 patches in place of 4."""
     return dataclasses.replace(model, image_size=(20, 16))
-
-
-def _whole(model: ViT) -> ViT:
-    """The same without merging."""
-    return merging(model, *(0,) * len(model.blocks))
 
 
 MODELS = {
@@ -66,13 +61,13 @@ def test_a_merging_graph_says_what_the_live_model_says_at_any_batch(name: str, b
 def test_merging_changes_what_the_model_says(name: str) -> None:
     model = MODELS[name]
     images, found = _live(name)
-    assert np.abs(found - np.asarray(bind(_whole(model), random_params(model))(images))).max() > 0.01
+    assert np.abs(found - np.asarray(bind(without_merging(model), random_params(model))(images))).max() > 0.01
 
 
 @pytest.mark.parametrize("name", [name for name, model in MODELS.items() if not model.stem])
 def test_macs_of_a_merging_model_are_those_of_its_graphs_products(name: str) -> None:
     assert product_macs(_graph(name)) == macs(MODELS[name])
-    assert macs(MODELS[name]) < macs(_whole(MODELS[name]))
+    assert macs(MODELS[name]) < macs(without_merging(MODELS[name]))
 
 
 def _all_alike(model: ViT) -> Params:
