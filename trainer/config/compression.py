@@ -5,7 +5,7 @@ from typing import Annotated
 
 from trainer.config.fields import Problems
 
-SCORES = ("fisher", "taylor")
+SCORES = ("fisher", "taylor", "act", "variance", "obs")
 PRECISIONS = ("fp32", "int8")
 SIZES = ("params", "macs")  # limits that may be fractions
 LIMITS = (*SIZES, "mib", "latency_p50_ms", "latency_p99_ms")  # of a budget; its other fields say how
