@@ -10,21 +10,24 @@ import numpy as np
 
 from serving.command import UserError
 from trainer import description
-from trainer.compress import goals, least_accuracy, merging, search, target
+from trainer.compress import goals, least_accuracy, losses, merging, search, target
 from trainer.compress import plan as plans
 from trainer.compress import scores as scoring
 from trainer.compress.allocate import Cost
 from trainer.compress.given import Given
 from trainer.compress.goals import Goal
+from trainer.compress.losses import Losses
 from trainer.compress.plan import Plan
 from trainer.compress.remembering import RememberingJudge
 from trainer.compress.repair import cut
 from trainer.compress.scores import Scores
 from trainer.compress.search import Candidate
+from trainer.compress.stages import write_text
 from trainer.compress.validation import top1
 
 COSTS: dict[str, Cost] = {"params": description.param_count, "macs": description.macs}
 _SCORES, _JUDGED = "scores.npz", "search.json"
+LOSSES = "losses.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +94,7 @@ def choose(given: Given, goal: Goal | None, folder: Path) -> Choice:
     scores = _scores(given, folder / _SCORES)
     hashes = {"teacher": given.loaded.meta["weights_hash"], "calibration": given.calibration_hash}
     judge = RememberingJudge(given.teacher, folder / _JUDGED, hashes)
-    candidates, met = _search(given, scores, judge, goal)
+    candidates, met = _search(given, scores, judge, goal, _Kept(folder / LOSSES, hashes))
     return Choice(candidates, met, judge.judged)
 
 
@@ -110,12 +113,29 @@ def _scores(given: Given, path: Path) -> Scores:
     return found
 
 
+@dataclasses.dataclass(frozen=True)
+class _Kept:
+    """Losses on disk, of a teacher and of calibration images with these `hashes`."""
+
+    path: Path
+    hashes: dict[str, str]
+
+    def of(self, measure: Callable[[], Losses]) -> Losses:
+        """What was kept, or what is measured now and kept."""
+        stored: dict[str, Any] = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        if stored.get("hashes") == self.hashes:
+            return losses.read(stored["losses"])
+        found = measure()
+        write_text(self.path, json.dumps({"hashes": self.hashes, "losses": losses.plain(found)}) + "\n")
+        return found
+
+
 def _search(
-    given: Given, scores: Scores, judge: RememberingJudge, goal: Goal | None
+    given: Given, scores: Scores, judge: RememberingJudge, goal: Goal | None, kept: _Kept
 ) -> tuple[list[Candidate], dict[str, Any]]:
     if any(dataclasses.asdict(given.config.shape).values()):
         return [_stated(given, scores, judge)], {}
-    within = _searcher(given, scores, judge)
+    within = _searcher(given, scores, judge, kept)
     if goal:
         spend = goal.spend
         return goals.reach(goal, given.teacher.model, lambda limit: within(spend, limit))
@@ -132,13 +152,13 @@ def _search(
 
 
 def _searcher(
-    given: Given, scores: Scores, judge: RememberingJudge
+    given: Given, scores: Scores, judge: RememberingJudge, kept: _Kept
 ) -> Callable[[Cost, int], list[Candidate]]:
     """(cost, budget) → candidates within it, best first, by the search that the configuration asks for."""
     teacher, rounding = given.teacher, given.rounding
     if given.config.search == "uniform":
         return lambda cost, budget: search.uniform(teacher, scores, cost, budget, rounding, judge)
-    table = search.measure_losses(teacher, scores, judge)
+    table = kept.of(lambda: search.measure_losses(teacher, scores, judge))
 
     def within(cost: Cost, budget: int) -> list[Candidate]:
         return search.to_budget(teacher, scores, table, cost, budget, rounding, judge)

@@ -1,6 +1,7 @@
 """One compression: score → search → cut → repair → distil → quantize → export → check → report.
 
-    WORKDIR/scores.npz, search.json   what every unit matters, and what every plan that was judged is worth
+    WORKDIR/scores.npz, losses.json, search.json   what every unit matters, what each part of each layer bears, and what every
+                                      plan that was judged is worth
            /plan.json, checkpoints/   the plan that was chosen, and the cut and repaired model
            /teacher/                  published weights as a checkpoint, where they were asked for
            /halving/, ladder/         short distillations that rank candidates; the rungs of a deep cut
@@ -26,6 +27,7 @@ from trainer.compress.given import Given, open_given, with_teacher_in
 from trainer.compress.goals import Goal
 from trainer.compress.report.record import Record
 from trainer.compress.search import Candidate
+from trainer.compress.sensitivity import Sensitivity
 from trainer.compress.shipping import Limit
 from trainer.compress.stages import Result, Stages
 from trainer.compress.stopping import stoppable
@@ -74,7 +76,10 @@ class _Job:
         student = self._distilled(below, top1)
         shipped, limits = self._shipped(student, top1)
         remarks = cut["remarks"]
-        record = Record(self._given, below, choice, chosen, ranks, rungs, top1, remarks, shipped, limits)
+        bears = Sensitivity.of(at / choosing.LOSSES)
+        record = Record(
+            self._given, below, choice, chosen, ranks, rungs, top1, remarks, shipped, limits, bears
+        )
         report.write(at, record, self._stages.seconds)
         shipping.require(limits, str(shipped.get("bundle", "")))
         return self._result(plan.shape_of(below.teacher.model), top1, remarks, choice.met, shipped)

@@ -12,6 +12,7 @@ Shapes: B batch, T tokens, D width, N heads, K query/key dim, V value dim, F mlp
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import scipy.special
@@ -58,6 +59,18 @@ class Curve:
 Smaller = Callable[[int], Params]
 LayerCurves = Mapping[str, Curve]  # heads, query_key, value, mlp; heads and mlp from 0 on
 Losses = Sequence[LayerCurves]  # by layer
+
+
+def plain(losses: Losses) -> list[dict[str, list[list[float]]]]:
+    """Losses as plain JSON values."""
+    return [{kind: [list(curve.sizes), list(curve.losses)] for kind, curve in one.items()} for one in losses]
+
+
+def read(values: Any) -> Losses:
+    """The inverse of `plain`."""
+    return [
+        {kind: Curve(tuple(sizes), tuple(losses)) for kind, (sizes, losses) in one.items()} for one in values
+    ]
 
 
 def divergence(teacher: Array, student: Array) -> float:

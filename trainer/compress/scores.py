@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from serving.command import progress
-from trainer.compress import streams
+from serving.command import UserError, progress
+from trainer.compress import forward_scores, streams
 from trainer.compress.lowrank import cut_query_key, cut_value_output
 from trainer.compress.moments import Array
 from trainer.description import Block, ViT, without_merging
@@ -37,9 +37,33 @@ def ones(block: Block) -> Params:
 
 
 def score(teacher: ViT, params: Params, images: Array, kind: str, seed: int, batch: int) -> Scores:
-    """Scores of every unit from normalised images (images, H, W, C); `kind` is "fisher" or "taylor"."""
+    """Scores of every unit from normalised images (images, H, W, C), by one of the configuration's kinds of score.
+
+    Raises:
+      UserError: when a score is not finite, or there are too few images.
+    """
     teacher = without_merging(teacher)  # ordered dims are other keys, by which other tokens would be merged
     ordered = order_dims(teacher, params, images, batch)
+    if kind in forward_scores.KINDS:
+        found = forward_scores.score(teacher, ordered, images, kind, batch)
+    else:
+        found = _by_gradient(teacher, ordered, images, kind, seed, batch)
+    require_finite(found, kind)
+    return found
+
+
+def require_finite(scores: Scores, kind: str) -> None:
+    """Raises a UserError that names the first layer with a score that is NaN or infinite."""
+    for index, layer in scores.items():
+        for name, values in layer.items():
+            if not np.isfinite(values).all():
+                raise UserError(
+                    f"the {kind} score of {name} in block {index} is not finite; scores must be finite numbers: "
+                    "check the checkpoint's weights and the calibration images for NaN and infinity"
+                )
+
+
+def _by_gradient(teacher: ViT, ordered: Params, images: Array, kind: str, seed: int, batch: int) -> Scores:
     gates = {str(index): ones(block) for index, block in enumerate(teacher.blocks)}
 
     def image_loss(gates: Params, params: Params, image: jax.Array, key: jax.Array) -> jax.Array:

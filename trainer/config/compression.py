@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from trainer.config.experiment import Experiment, MeshShape
 from trainer.config.fields import ConfigError, Problems
 
-SCORES = ("fisher", "taylor")
+SCORES = ("fisher", "taylor", "act", "variance", "obs")
 SEARCHES = ("budget", "uniform")
 PRECISIONS = ("fp32", "int8")
 MERGES = ("auto", "always", "never")

@@ -1,0 +1,80 @@
+"""What each layer bears: the losses that a search has measured, for people.
+
+KL to the teacher in nats an image after one part of one layer alone was made smaller and repaired (`losses`), against the
+fraction of it that was kept.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trainer.compress.losses import Losses, read
+
+_LEAST = 1e-6  # nats: where a logarithmic axis ends
+
+
+@dataclasses.dataclass(frozen=True)
+class Sensitivity:
+    """Losses by layer and kind."""
+
+    losses: Losses
+
+    @staticmethod
+    def of(path: Path) -> "Sensitivity | None":
+        """What lies at `path`, if anything does: a stated shape needs no search, and a uniform one no losses."""
+        return Sensitivity(read(json.loads(path.read_text())["losses"])) if path.is_file() else None
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """One plain object for each measured cut, from the input up: layer, kind, kept, of (how many), divergence in nats."""
+        return [
+            {"layer": layer, "kind": kind, "kept": kept, "of": whole, "divergence": loss}
+            for layer, kind, whole, points in self._curves()
+            for kept, loss in points
+        ]
+
+    def markdown(self) -> str:
+        """A table of one part of one layer in a row, and what keeping how much of it loses."""
+        rows = ["| layer | part | kept: KL to the teacher, nats |", "| --- | --- | --- |"]
+        for layer, kind, whole, points in self._curves():
+            cuts = ", ".join(f"{kept} of {whole}: {loss:.2g}" for kept, loss in reversed(points))
+            rows.append(f"| {layer} | {kind} | {cuts} |")
+        return "\n".join(rows) + "\n"
+
+    def plot(self, path: Path) -> None:
+        """Draws KL against the fraction kept as PNG: a panel for each kind, a line for each layer."""
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+
+        kinds = list(dict.fromkeys(kind for _, kind, _, _ in self._curves()))
+        figure, panels = pyplot.subplots(
+            1, len(kinds), figsize=(3.4 * len(kinds), 3.4), squeeze=False, sharey=True
+        )
+        colours = pyplot.get_cmap("viridis")
+        for kind, panel in zip(kinds, panels[0]):
+            for layer, own, whole, points in self._curves():
+                if own == kind:
+                    line = [(100 * kept / whole, max(loss, _LEAST)) for kept, loss in points]
+                    shade = colours(layer / max(len(self.losses) - 1, 1))
+                    panel.plot(*zip(*line), marker="o", markersize=4, color=shade, label=f"layer {layer}")
+            panel.set(title=kind.replace("_", " "), xlabel="kept, %", yscale="log")
+            panel.grid(alpha=0.3)
+        panels[0][0].set_ylabel("KL to the teacher, nats")
+        panels[0][-1].legend(fontsize=8)
+        figure.tight_layout()
+        figure.savefig(path, dpi=120)
+        pyplot.close(figure)
+
+    def _curves(self) -> Iterator[tuple[int, str, int, list[tuple[int, float]]]]:
+        """(layer, kind, whole size, (kept, loss) of every measured size, the least first)."""
+        for layer, curves in enumerate(self.losses):
+            for kind, curve in curves.items():
+                yield (
+                    layer,
+                    kind,
+                    curve.sizes[-1],
+                    list(zip(curve.sizes[:-1], curve.losses[:-1], strict=True)),
+                )
