@@ -13,12 +13,13 @@ from serving import preprocess
 from serving.command import UserError
 from trainer import checkpoint, description
 from trainer.checkpoint import Loaded
-from trainer.compress import allocate, goals, report, search
+from trainer.compress import allocate, goals, report, search, width
+from trainer.compress import plan as plans
 from trainer.compress import scores as scoring
 from trainer.compress.allocate import Cost, Rounding
 from trainer.compress.moments import Array
 from trainer.compress.plan import Plan
-from trainer.compress.repair import Repair, cut
+from trainer.compress.repair import Repair, Seen, cut
 from trainer.compress.scores import Scores
 from trainer.compress.search import Candidate, Judge, Teacher
 from trainer.config import Compression, config_hash, resolved_text
@@ -52,8 +53,9 @@ def compress(config: Compression, teacher_path: Path, workdir: Path) -> dict[str
     goal = _check_goal(config, teacher.model, rounding)  # before what takes long
     scores = _scores(config, teacher)
     plan, candidates, met = _choose(config, teacher, scores, rounding, goal)
-    params, remarks = cut(teacher.model, teacher.params, plan, images, how)
-    sliced, _ = cut(teacher.model, teacher.params, plan, images, dataclasses.replace(how, fit=False))
+    seen = Seen(teacher.model, teacher.params, images, how.batch, keep=False)
+    params, remarks = cut(teacher.model, teacher.params, plan, images, how, seen)
+    sliced, _ = cut(teacher.model, teacher.params, plan, images, dataclasses.replace(how, fit=False), seen)
 
     shape = plan.shape_of(teacher.model)
     meta = {
@@ -81,6 +83,9 @@ def compress(config: Compression, teacher_path: Path, workdir: Path) -> dict[str
     result = _result(config, teacher.model, shape, accuracies, remarks, time.monotonic() - began_s)
     result |= {"budget": met} if met else {}
     _write(workdir, plan, scores, report.markdown(result, plan, teacher.model, candidates))
+    if shape.width < teacher.model.width:  # for who distils: the way from the teacher's stream to this one's
+        to_narrow = width.projection(seen.directions, shape.width).astype(np.float32)
+        np.savez(workdir / width.FILE, projection=to_narrow)
     checkpoint.save_model(workdir, card, params)  # last: a workdir with a checkpoint is a finished one
     return {**result, "workdir": str(workdir)}
 
@@ -182,5 +187,5 @@ def _result(
 def _write(workdir: Path, plan: Plan, scores: Scores, text: str) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     np.savez(workdir / "scores.npz", **scoring.to_arrays(scores))  # type: ignore[arg-type]
-    (workdir / "plan.json").write_text(json.dumps(plan.to_json()) + "\n")
+    (workdir / plans.FILE).write_text(json.dumps(plan.to_json()) + "\n")
     (workdir / "report.md").write_text(text)

@@ -25,6 +25,8 @@ RECIPES: dict[str, tuple[Callable[..., Experiment | Compression], list[tuple[str
     "configs/fashion_mnist.py:teacher": (config.experiment, []),
     "configs/fashion_mnist.py:student": (config.experiment, _STUDENT),
     "configs/fashion_mnist.py:scratch": (config.experiment, _SCRATCH),
+    "configs/fashion_mnist_long.py:base": (config.experiment, []),
+    "configs/fashion_mnist_long.py:large": (config.experiment, []),
     "configs/finetune.py:digits": (config.experiment, [("pretrained", "Ti_16.npz")]),
     "configs/finetune.py:fashion_mnist": (config.experiment, [("pretrained", "Ti_16.npz")]),
     "configs/compress.py:digits": (config.compression, []),
