@@ -29,9 +29,20 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.model = "ViT-fashion" if role == "teacher" else ""
     config.pretrained = ""
     config.shape_of = ""
+    config.mixup = 0.0
     config.teacher_weights = ""
+    config.teacher_model = ""
+    config.teacher_epochs = 0
+    config.teacher_cache = ""
+    config.distill_loss = "soft"
     config.distill_weight = 0.9 if role == "student" else 0.0
+    config.distill_weight_end = -1.0
     config.distill_temperature = 2.0
+    config.distill_temperature_end = -1.0
+    config.distill_decay = "cosine"
+    config.feature_weight = 0.0
+    config.feature_loss = "cosine"
+    config.feature_blocks = ""
     config.batch = 128
     config.batch_eval = 500
     config.total_steps = 1200 if role == "teacher" else 600

@@ -8,8 +8,8 @@ from typing import Literal
 
 from serving.command import UserError
 from serving.preprocess import PreprocessSpec
-from trainer import checkpoint, description, objectives
-from trainer.checkpoint import Card, Loaded
+from trainer import checkpoint, description, features, objectives, schedules
+from trainer.checkpoint import Card
 from trainer.config import Experiment, config_hash, resolved_text
 from trainer.data.datasets import open_dataset
 from trainer.data.source import Dataset
@@ -17,6 +17,7 @@ from trainer.description import Classifier
 from trainer.models.build import Params
 from trainer.objectives import Objective
 from trainer.start import Start, start_from
+from trainer.teacher import Teacher, check_teacher, load_teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Parts:
     dataset: Dataset
     card: Card
     pretrained: Params | None
-    teacher: Loaded | None
+    teacher: Teacher | None
     objective: Objective
 
 
@@ -37,14 +38,15 @@ def assemble(experiment: Experiment) -> Parts:
       UserError: for an unknown dataset or model, an unreadable checkpoint, or parts that do not fit together.
     """
     dataset = open_dataset(experiment.dataset, experiment.data_dir)
-    teacher = checkpoint.load(experiment.teacher_weights) if experiment.distill_weight > 0 else None
+    teacher = _teacher(experiment)
     start = _start(experiment, dataset)
     spec = start.preprocess if start else preprocessing(dataset, experiment.image_size)
     model = start.description if start else _shape(experiment, dataset, spec)
     if teacher is not None:
-        _check_teacher(teacher, spec, model)
+        check_teacher(teacher, spec, dataset.class_names, model)
     card = Card(model, spec, dataset.class_names, _meta(experiment, dataset, start, teacher))
-    return Parts(dataset, card, start.params if start else None, teacher, _objective(experiment))
+    objective = _objective(experiment, model, teacher)
+    return Parts(dataset, card, start.params if start else None, teacher, objective)
 
 
 def preprocessing(dataset: Dataset, image_size: int) -> PreprocessSpec:
@@ -91,27 +93,43 @@ def _check_fits(model: Classifier, dataset: Dataset, spec: PreprocessSpec, path:
         )
 
 
-def _check_teacher(teacher: Loaded, spec: PreprocessSpec, model: Classifier) -> None:
-    if teacher.preprocess != spec:
-        raise UserError(
-            f"the teacher was trained with preprocessing {teacher.preprocess}, the student uses {spec}; "
-            "both must see the same view of an image"
-        )
-    if teacher.description.num_classes != model.num_classes:
-        raise UserError(
-            f"the teacher knows {teacher.description.num_classes} classes, the student {model.num_classes}; they must agree"
-        )
+def _teacher(experiment: Experiment) -> Teacher | None:
+    if not experiment.distils:
+        return None
+    return load_teacher(experiment.teacher_weights, experiment.teacher_model, experiment.image_size)
 
 
-def _objective(experiment: Experiment) -> Objective:
-    if experiment.distill_weight > 0:
-        temperature = experiment.distill_temperature
-        return objectives.distillation(experiment.distill_weight, temperature, experiment.label_smoothing)
-    return objectives.classification(experiment.label_smoothing)
+_IMITATIONS = {
+    "soft": (objectives.soft, False),
+    "hard": (objectives.hard, False),
+    "token": (objectives.hard, True),
+    "token_soft": (objectives.soft, True),
+}
+
+
+def _objective(experiment: Experiment, model: Classifier, teacher: Teacher | None) -> Objective:
+    if teacher is None:
+        return objectives.classification(experiment.label_smoothing)
+    imitate, token = _IMITATIONS[experiment.distill_loss]
+    if token and not getattr(model, "distilled", False):
+        raise UserError(
+            f"distill_loss={experiment.distill_loss!r} needs a student with a distillation token, such as DeiT-Ti_16; "
+            "use soft or hard"
+        )
+    steps, kind = experiment.total_steps, experiment.distill_decay
+    alpha = schedules.decay(experiment.distill_weight, experiment.distill_weight_end, steps, kind)
+    begin, end = experiment.distill_temperature, experiment.distill_temperature_end
+    temperature = schedules.decay(begin, end, steps, kind)
+    objective = objectives.distillation(alpha, temperature, experiment.label_smoothing, imitate, token)
+    if not experiment.feature_weight:
+        return objective
+    match = features.matching(experiment, model, teacher)
+    weight, kind = experiment.feature_weight, experiment.feature_loss
+    return objectives.with_features(objective, weight, kind, match.pairs, match.to_student)
 
 
 def _meta(
-    experiment: Experiment, dataset: Dataset, start: Start | None, teacher: Loaded | None
+    experiment: Experiment, dataset: Dataset, start: Start | None, teacher: Teacher | None
 ) -> checkpoint.Meta:
     stage = "distilled" if teacher else "scratch" if experiment.shape_of else "trained"
     return {
@@ -122,7 +140,7 @@ def _meta(
         "config_text": resolved_text(experiment),
         "config_hash": config_hash(experiment),
         "pretrained_hash": start.weights_hash if start else "",
-        "teacher_hash": teacher.meta["weights_hash"] if teacher else "",
+        "teacher_hash": teacher.weights_hash if teacher else "",
         # The images that a cut was made from stay part of what it becomes.
         "calibration_hash": start.calibration_hash if start else "",
     }

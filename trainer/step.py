@@ -1,7 +1,7 @@
 """The training step and the evaluation step: each one jitted function over plain pytrees.
 
-The teacher's forward pass is inside the training step, on the very images the student sees. Randomness is derived from the
-seed and the step number, so a resumed run needs no saved random state.
+The teacher's forward pass is inside the training step, on the very images the student sees, unless its answers come with the
+batch. Randomness is derived from the seed and the step number, so a resumed run needs no saved random state.
 """
 
 import dataclasses
@@ -14,11 +14,14 @@ import optax
 from jax.sharding import Mesh
 
 from serving.preprocess import PreprocessSpec
+from trainer import cached_logits, mixup
 from trainer.config import Experiment
+from trainer.data.global_batch import input_share
 from trainer.description import Classifier
 from trainer.distributed import mesh as meshes
 from trainer.distributed import rules
 from trainer.models.build import Params, bind, init_params
+from trainer.models.outputs import Outputs
 from trainer.models.regularisation import Regularisation
 from trainer.objectives import Objective, accuracy
 
@@ -75,21 +78,22 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch, Params | None], tuple[TrainState, Metrics]]:
     """(state, batch, teacher's parameters) → (next state, loss, accuracy and gradient norm of the batch).
 
-    The state is donated. Batches are {"image": uint8 (B, H, W, C), "label": int32 (B,)}, cut over data and fsdp.
+    The state is donated. Batches are {"image": uint8 (B, H, W, C), "label": int32 (B,)}, cut over data and fsdp; with the
+    teacher's stored answers, if any, as `cached_logits` reads them.
     """
+    view = _view(experiment, spec, model.num_classes, mesh)
     rates = Regularisation(experiment.do, experiment.sd)
     regularised = experiment.do > 0 or experiment.sd > 0
 
     def step(state: TrainState, batch: Batch, teacher_params: Params | None) -> tuple[TrainState, Metrics]:
-        images, labels = normalise(batch["image"], spec), batch["label"]
+        images, labels = view(batch, state.step)
         key = jax.random.fold_in(jax.random.key(experiment.seed), state.step) if regularised else None
-        targets = None
-        if teacher is not None and teacher_params is not None:
-            targets = jax.lax.stop_gradient(bind(teacher, teacher_params)(images))
+        taught = _taught(batch, images, model.num_classes, teacher, teacher_params)
 
         def mean_loss(params: Params) -> tuple[jax.Array, jax.Array]:
-            logits = bind(model, params)(images, regularisation=rates, key=key)
-            return objective(logits, labels, targets).mean(), accuracy(logits, labels).mean()
+            student = bind(model, params).outputs(images, regularisation=rates, key=key)
+            losses = objective(student, labels, taught, state.step)
+            return losses.mean(), accuracy(student.logits, batch["label"]).mean()
 
         (loss, top1), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
         updates, opt = tx.update(gradients, state.opt, state.params)
@@ -99,6 +103,43 @@ def make_train_step(
 
     out = (state_shardings, meshes.replicated(mesh))
     return jax.jit(step, donate_argnums=0, out_shardings=out)
+
+
+def _view(
+    experiment: Experiment, spec: PreprocessSpec, num_classes: int, mesh: Mesh
+) -> Callable[[Batch, jax.Array], tuple[jax.Array, jax.Array]]:
+    """(batch, step) → what student and teacher see: normalised images, and labels (B, classes); both mixed, where mixup is on."""
+
+    def view(batch: Batch, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+        images, labels = normalise(batch["image"], spec), jax.nn.one_hot(batch["label"], num_classes)
+        if not experiment.mixup:
+            return images, labels
+        share = mixup.ratio(experiment.seed, step, experiment.mixup)
+        others = mixup.partners(len(labels), input_share(mesh)[1])
+        return mixup.mixed(images, others, share), mixup.mixed(labels, others, share)
+
+    return view
+
+
+def _taught(
+    batch: Batch, images: jax.Array, num_classes: int, teacher: Classifier | None, params: Params | None
+) -> Outputs | None:
+    """What the teacher says of `images`: as it was stored, or by asking it."""
+    if cached_logits.LOGITS in batch:
+        return Outputs(cached_logits.dense(batch, num_classes))
+    if teacher is None or params is None:
+        return None
+    return jax.lax.stop_gradient(bind(teacher, params).outputs(images))
+
+
+def make_answer_step(model: Classifier, spec: PreprocessSpec, mesh: Mesh) -> Callable[[Params, Batch], Batch]:
+    """(parameters, batch of images with their places "row") → their logits (B, classes) and places, on every device."""
+
+    def step(params: Params, batch: Batch) -> Batch:
+        logits = bind(model, params)(normalise(batch["image"], spec))
+        return {"logits": logits, "row": batch["row"]}
+
+    return jax.jit(step, out_shardings=meshes.replicated(mesh))
 
 
 def make_eval_step(model: Classifier, spec: PreprocessSpec, mesh: Mesh) -> Callable[[Params, Batch], Metrics]:

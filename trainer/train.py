@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from serving.command import ExitCode, UserError, progress
 from trainer import description, optim, step
+from trainer.cached_logits import CachedLogits
 from trainer.checkpoint import Card, TrainCheckpoints, holds_training, load_card, steps
 from trainer.config import Experiment, refuse_changes
 from trainer.data.global_batch import input_share, to_global
@@ -28,6 +29,7 @@ from trainer.metrics import MetricsWriter
 from trainer.parts import Parts, assemble
 from trainer.preemption import Preemption
 from trainer.step import Batch, Frozen, TrainState
+from trainer.teacher import stored_answers
 from trainer.workdir import hold
 
 
@@ -74,10 +76,11 @@ class _Run:
 
     def _build(self) -> None:
         experiment, parts, card = self._experiment, self._parts, self._parts.card
+        self._answers = self._stored_answers()
         tx = optim.optimiser(experiment)
         fresh, placed, undivided = step.init_state(card.description, tx, self._mesh, experiment.seed)
         self._state = self._first_state(fresh)
-        teacher = parts.teacher
+        teacher = parts.teacher if self._answers is None else None
         self._teacher = (
             Frozen(teacher.description, rules.place(teacher.params, self._mesh)) if teacher else None
         )
@@ -97,6 +100,14 @@ class _Run:
         if jax.process_index() == 0:
             (self._workdir / "config.txt").write_text(card.meta["config_text"])
             _announce(experiment, card, self._start, undivided, self._mesh.shape)
+
+    def _stored_answers(self) -> CachedLogits | None:
+        """The teacher's answers where they are stored; filled first, before anything large is on the device."""
+        teacher, parts = self._parts.teacher, self._parts
+        if teacher is None or not self._experiment.teacher_cache:
+            return None
+        spec = parts.card.preprocess
+        return stored_answers(self._experiment, teacher, parts.dataset, spec, self._mesh)
 
     def _first_state(self, fresh: TrainState) -> TrainState:
         latest = self._checkpoints.latest_step()
@@ -171,9 +182,13 @@ class _Run:
             process_index=share,
             process_count=shares,
             workers=experiment.workers,
+            view_epochs=experiment.teacher_epochs,
         )
         for _ in range(self._start, experiment.total_steps):
-            yield to_global(next(batches), self._mesh)
+            batch = next(batches)
+            if self._answers is not None:
+                batch |= self._answers.read(batch["index"], batch["epoch"])
+            yield to_global(batch, self._mesh)
 
     def _save(self, number: int) -> None:
         self._metrics.flush()

@@ -4,7 +4,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from trainer import checkpoint
+from trainer.compress import plan as plans
+from trainer.compress import width
 from trainer.compress.choosing import dumped
 from trainer.compress.given import Given
 from trainer.compress.padding import padded_model
@@ -30,7 +34,10 @@ def carry_out(given: Given, plan: Plan, met: dict[str, Any], folder: Path) -> di
         "cut and repaired": padded_model(teacher.model, plan, params),
     }
     top1s = {name: top1(*model, spec, data.validation, teacher.how.batch) for name, model in models.items()}
-    write_text(folder / "plan.json", dumped(plan))
+    write_text(folder / plans.FILE, dumped(plan))
+    if shape.width < teacher.model.width:  # for who distils: the way from the teacher's stream to this one's
+        to_narrow = width.projection(seen.directions, shape.width).astype(np.float32)
+        np.savez(folder / width.FILE, projection=to_narrow)
     if not checkpoint.steps(
         folder
     ):  # an interruption between the two leaves the model without the stage's record

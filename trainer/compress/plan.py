@@ -8,6 +8,8 @@ from typing import Any
 
 from trainer.description import Block, ViT, merging
 
+FILE = "plan.json"  # beside the model that it was carried out for
+
 
 @dataclasses.dataclass(frozen=True)
 class Layer:

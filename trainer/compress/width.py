@@ -22,6 +22,7 @@ from trainer.description import ViT
 from trainer.models.build import Params
 from trainer.models.vit import head_names
 
+FILE = "projection.npz"  # beside a narrower model: "projection" (D, w)
 _READERS = {"norm1": ("attention", ("query", "key", "value")), "norm2": ("mlp", ("fc1",))}
 _WRITERS = {"attention": "out", "mlp": "fc2"}
 

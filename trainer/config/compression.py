@@ -83,8 +83,20 @@ class Distil:
     label_smoothing: Annotated[float, "share of each label that goes to all classes"]
     grad_norm_clip: Annotated[float, "largest norm of the gradients"]
     aug: Annotated[str, "augmentation: none, shift or shift_flip"]
-    distill_weight: Annotated[float, "alpha in alpha·T²·KL + (1 - alpha)·CE"]
+    mixup: Annotated[float, "Beta parameter of mixup, the same for teacher and student; 0: off"]
+    teacher_epochs: Annotated[int, "views of an image repeat after so many epochs; 0: never"]
+    teacher_cache: Annotated[
+        str, "folder of the teacher's stored answers, shared by runs; empty: it is asked"
+    ]
+    distill_loss: Annotated[str, "soft, hard or token"]
+    distill_weight: Annotated[float, "alpha, the teacher's share of the loss"]
+    distill_weight_end: Annotated[float, "alpha at the end of the run; -1: the same throughout"]
     distill_temperature: Annotated[float, "T of distill_weight"]
+    distill_temperature_end: Annotated[float, "T at the end of the run; -1: the same throughout"]
+    distill_decay: Annotated[str, "linear or cosine: how alpha and T come to their ends"]
+    feature_weight: Annotated[float, "of the distance between blocks of student and teacher; 0: off"]
+    feature_loss: Annotated[str, "mse or cosine: that distance"]
+    feature_blocks: Annotated[str, "the student's blocks that are matched, such as 2,5; empty: all"]
     eval_every: Annotated[int, "steps from one evaluation to the next"]
     checkpoint_every: Annotated[int, "steps from one checkpoint to the next"]
     keep_last: Annotated[int, "newest checkpoints that are kept"]
@@ -180,6 +192,7 @@ class Compression:
             pretrained=student,
             shape_of="",
             teacher_weights=teacher,
+            teacher_model="",
             mesh=MeshShape(data=-1, fsdp=1, model=1),
         )
 

@@ -15,6 +15,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "pretrained",
         "shape_of",
         "teacher_weights",
+        "teacher_cache",
         "batch_eval",
         "log_every",
         "eval_every",
@@ -28,6 +29,22 @@ MAY_CHANGE_ON_RESUME = frozenset(
 )
 
 
+# Keys that older configurations did not have, with the value that does what was done then.
+_ADDED_LATER = {
+    "mixup": 0.0,
+    "teacher_model": "",
+    "teacher_epochs": 0,
+    "teacher_cache": "",
+    "distill_loss": "soft",
+    "distill_weight_end": -1.0,
+    "distill_temperature_end": -1.0,
+    "distill_decay": "cosine",
+    "feature_weight": 0.0,
+    "feature_loss": "cosine",
+    "feature_blocks": "",
+}
+
+
 def refuse_changes(
     stored_text: str,
     config: Experiment | Compression,
@@ -39,7 +56,11 @@ def refuse_changes(
     Raises:
       UserError: naming every changed key with its stored and its new value.
     """
-    stored, new = from_text(stored_text), flatten(config)
+    new = flatten(config)
+    stored = {
+        **{name: value for name, value in _ADDED_LATER.items() if name in new},
+        **from_text(stored_text),
+    }
     changed = [
         f"{name} is {stored.get(name, 'absent')!r} there, {new.get(name, 'absent')!r} now"
         for name in sorted((stored.keys() | new.keys()) - may_change)

@@ -39,7 +39,30 @@ class Augment:
         self._transforms = _POLICIES[policy]
 
     def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        image = example["image"]
+        return {**example, "image": self.view(example["image"], rng)}
+
+    def view(self, image: Array, rng: np.random.Generator) -> Array:
+        """One view of `image`, drawn by `rng`."""
         for transform in self._transforms:
             image = transform(image, rng)
-        return {**example, "image": image}
+        return image
+
+
+class RepeatedAugment:
+    """A policy whose views come again: one depends on (seed, place of the example, epoch mod `epochs`) and on nothing else.
+
+    So whatever was computed of a view serves every run that sees it, from any step on and on any number of processes.
+    """
+
+    def __init__(self, policy: str, seed: int, epochs: int, examples: int) -> None:
+        self._augment, self._seed, self._epochs, self._examples = Augment(policy), seed, epochs, examples
+
+    def __call__(self, position: int, example: dict[str, Any]) -> dict[str, Any]:
+        """The view of `example` at its global `position` among endlessly repeated epochs, and `epoch`, which of them it is."""
+        epoch = position // self._examples % self._epochs
+        image = self.view(example["image"], int(example["index"]), epoch)
+        return {**example, "image": image, "epoch": np.int64(epoch)}
+
+    def view(self, image: Array, index: int, epoch: int) -> Array:
+        """The view of the example at `index` in `epoch`, counted from 0 and below `epochs`."""
+        return self._augment.view(image, np.random.default_rng((self._seed, index, epoch)))

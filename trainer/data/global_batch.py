@@ -10,7 +10,7 @@ from serving.command import UserError
 from trainer.data.pipeline import HostBatch
 from trainer.distributed.mesh import batch_sharding
 
-_HOST_ONLY = "index"  # for records; 64 bits that the device has no use for
+_HOST_ONLY = ("index", "epoch")  # where rows came from; 64 bits that the device has no use for
 
 
 @functools.lru_cache(maxsize=4)
@@ -44,11 +44,11 @@ def share_of(process: int, held: Mapping[int, Set[int]]) -> tuple[int, int]:
 def to_global(batch: HostBatch, mesh: Mesh) -> dict[str, jax.Array]:
     """Global arrays whose first axis is cut over data and fsdp; each process gives its `input_share`.
 
-    The examples' index stays on the host.
+    The examples' index and epoch stay on the host.
     """
     sharding, shares = batch_sharding(mesh), input_share(mesh)[1]
     return {
         name: jax.make_array_from_process_local_data(sharding, rows, (len(rows) * shares, *rows.shape[1:]))
         for name, rows in batch.items()
-        if name != _HOST_ONLY
+        if name not in _HOST_ONLY
     }

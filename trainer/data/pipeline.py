@@ -2,7 +2,8 @@
 
 The position in the data is one number, the global index of the next example: epoch index // N, batches cross epochs. An
 example's augmentation derives from (seed, global index), and comes before the cut by process, so that any number of processes
-sees the same examples at every step, and a run resumes at its exact next batch on another number of them.
+sees the same examples at every step, and a run resumes at its exact next batch on another number of them. Where views repeat
+(`view_epochs`) it derives from (seed, example, epoch) instead, so that another run meets the same views.
 Images are fitted to the model's size before they are augmented and stay uint8; normalisation happens on the device.
 """
 
@@ -18,7 +19,7 @@ from absl import flags
 from serving import preprocess
 from serving.command import UserError
 from serving.preprocess import PreprocessSpec
-from trainer.data.augment import Augment
+from trainer.data.augment import Augment, RepeatedAugment
 from trainer.data.source import Array, ImageSource
 
 HostBatch = dict[str, Array]
@@ -68,18 +69,25 @@ def train_batches(
     process_index: int,
     process_count: int,
     workers: int,
+    view_epochs: int = 0,
 ) -> Iterator[HostBatch]:
     """Endless batches from step `start_step` on, this process's share b = batch / process_count of each.
 
-    Yields image uint8 (b, H, W, C), label int32 (b,) and index int64 (b,), the examples' places in `source`. Reading ahead
-    ends when the iterator is closed or collected.
+    Yields image uint8 (b, H, W, C), label int32 (b,) and index int64 (b,), the examples' places in `source`. With `view_epochs`
+    augmentation repeats after so many epochs, and epoch int64 (b,), below it, says which of its views each example shows. Reading
+    ahead ends when the iterator is closed or collected.
 
     Raises:
       UserError: when the processes cannot share `batch` equally.
     """
     share = _share("batch", batch, process_count)
     examples = grain.MapDataset.source(fitted(source, spec)).seed(seed).shuffle().repeat()
-    mine = examples.random_map(Augment(aug))[process_index::process_count].batch(share, drop_remainder=True)
+    if view_epochs:
+        # Grain's random_map seeds by the global position, in which no view ever comes again.
+        views = examples.map_with_index(RepeatedAugment(aug, seed, view_epochs, len(source)))
+    else:
+        views = examples.random_map(Augment(aug))
+    mine = views[process_index::process_count].batch(share, drop_remainder=True)
     # One thread keeps ahead of the device; more would fight over the interpreter. Workers are ahead by themselves.
     reading = grain.ReadOptions(num_threads=0 if workers else 1, prefetch_buffer_size=4)
     stream: Any = mine[start_step:].to_iter_dataset(reading)

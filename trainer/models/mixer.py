@@ -10,6 +10,7 @@ from flax import nnx
 
 from trainer.description import Mixer
 from trainer.models.encoder import Mlp
+from trainer.models.outputs import Outputs
 from trainer.models.regularisation import OFF, Drop, Regularisation
 
 
@@ -55,12 +56,24 @@ class MlpMixer(nnx.Module):
 
         Called as the ViT is, so that one step trains both; there are no units to gate.
         """
-        drop = Drop(regularisation, key, len(self.blocks))
+        return self.outputs(images, gates, regularisation, key).logits
+
+    def outputs(
+        self,
+        images: jax.Array,
+        gates: None = None,
+        regularisation: Regularisation = OFF,
+        key: jax.Array | None = None,
+    ) -> Outputs:
+        """The logits, what the one head says, and the residual stream (B, P, D) behind every block."""
+        drop, streams = Drop(regularisation, key, len(self.blocks)), []
         tokens = self.patch(images)
         x = drop.elements(tokens.reshape(tokens.shape[0], -1, tokens.shape[-1]))
         for index in range(len(self.blocks)):
             block = self.blocks[str(index)]
             x = x + drop.branch(block.mix_tokens(x), index)
             x = x + drop.branch(block.mix_channels(x), index)
+            streams.append(x)
         features = self.norm(x).mean(axis=1)
-        return self.head(features) if self.has_head else features
+        logits = self.head(features) if self.has_head else features
+        return Outputs(logits, (logits,) * self.has_head, tuple(streams))

@@ -16,6 +16,7 @@ from flax import nnx
 from trainer.description import ViT
 from trainer.models.encoder import BlockGates, EncoderBlock, blocks_of
 from trainer.models.merging import merge
+from trainer.models.outputs import Outputs
 from trainer.models.regularisation import OFF, Drop, Regularisation
 from trainer.models.stem import ResNetStem
 
@@ -74,7 +75,17 @@ class VisionTransformer(nnx.Module):
         key: jax.Array | None = None,
     ) -> jax.Array:
         """Logits (B, num_classes), or features (B, D); `gates` by block index as text; `key` switches `regularisation` on."""
-        drop = Drop(regularisation, key, self.depth)
+        return self.outputs(images, gates, regularisation, key).logits
+
+    def outputs(
+        self,
+        images: jax.Array,
+        gates: Mapping[str, BlockGates] | None = None,
+        regularisation: Regularisation = OFF,
+        key: jax.Array | None = None,
+    ) -> Outputs:
+        """The logits, what each head says, and the residual stream behind every block."""
+        drop, streams = Drop(regularisation, key, self.depth), []
         x, sizes = drop.elements(self.embed(images)), None
         for index in range(self.depth):
             block, own = self.block(index), None if gates is None else gates[str(index)]
@@ -85,14 +96,12 @@ class VisionTransformer(nnx.Module):
                     x, sizes = merge(x, sizes, taps["keys"], block.merge, len(self.prefix))
             if block.has_mlp:
                 x = x + drop.branch(block.transform(x, own)[0], index)
-        return self._read_out(self.features(x, sizes))
-
-    def _read_out(self, features: jax.Array) -> jax.Array:
-        """The mean of what the heads say, (B, num_classes); without heads, of what they would read, (B, D)."""
-        if not self.heads:
-            return features.mean(axis=1)
-        said = [getattr(self, name)(features[:, index]) for index, name in enumerate(self.heads)]
-        return sum(said[1:], said[0]) / len(said)
+            streams.append(x)
+        features = self.features(x, sizes)
+        said = tuple(getattr(self, name)(features[:, index]) for index, name in enumerate(self.heads))
+        # DeiT averages its heads; without heads comes out what they would read.
+        logits = sum(said[1:], said[0]) / len(said) if said else features.mean(axis=1)
+        return Outputs(logits, said, tuple(streams))
 
 
 def head_names(model: ViT) -> tuple[str, ...]:

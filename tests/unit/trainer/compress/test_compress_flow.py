@@ -149,7 +149,7 @@ def test_ranks_before_and_after_the_short_distillations_are_told(flow: Flow) -> 
 def test_the_page_needs_nothing_beside_it_and_has_the_tables_of_the_markdown(flow: Flow) -> None:
     page = (flow.workdir / "report.html").read_text()
     sources = re.findall(r"""(?:src|srcset|href)=["']?([^"' >]+)""", page)
-    assert len(sources) == 6  # three plots, for light and for dark
+    assert len(sources) == 7  # three plots, for light and for dark, and the sensitivity
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert "url(" not in page
     assert "@import" not in page
