@@ -18,7 +18,6 @@ from trainer.export.live import live_model
 from trainer.export.onnx_writer import INPUT, OUTPUT, weight_products, write_onnx
 from trainer.export.quantize import quantize_int8
 
-
 # x86 without VNNI adds products of 8 bits in 16, which saturate: its int8 answers are wrong, and the exporter refuses it.
 int8_is_right = pytest.mark.skipif(
     cpu.supports(cpu.INT8) is False, reason="this CPU computes int8 wrongly: it has none of the instructions"
