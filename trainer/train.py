@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from serving.command import ExitCode, UserError, progress
@@ -47,9 +49,23 @@ def train(experiment: Experiment, workdir: Path) -> dict[str, object]:
         parts = assemble(experiment)
         mesh = _mesh(experiment)
         workdir.mkdir(parents=True, exist_ok=True)
-        # One process holds the workdir for the job; when it is refused the launcher ends the others.
-        with hold(workdir, "training") if jax.process_index() == 0 else contextlib.nullcontext():
+        with _hold_for_all(workdir):
             return _Run(experiment, parts, mesh, workdir).to_the_end(preemption)
+
+
+@contextlib.contextmanager
+def _hold_for_all(workdir: Path) -> Iterator[None]:
+    """Process 0 holds `workdir` for the job, and tells the others whether it may: a refused one leaves none waiting for it."""
+    with contextlib.ExitStack() as held:
+        refusal = None
+        if jax.process_index() == 0:
+            try:
+                held.enter_context(hold(workdir, "training"))
+            except UserError as error:
+                refusal = error
+        if multihost_utils.broadcast_one_to_all(np.bool_(refusal is not None)):
+            raise refusal or UserError(f"process 0 was refused {workdir}; see what it said")
+        yield
 
 
 def _mesh(experiment: Experiment) -> Mesh:
