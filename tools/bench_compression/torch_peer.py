@@ -8,9 +8,9 @@ It runs in an environment of its own (`make peer` makes it in .venv-torch), from
 `--inputs` is what `tools.bench_compression.peer_inputs` wrote. The teacher becomes timm's VisionTransformer; its logits must equal
 ours. Cut are MLP neurons and head dims, by one ratio in all blocks and locally ranked, as Torch-Pruning's own ViT example
 ("bottleneck") does; the heads, the residual stream, the patch embedding and the classifier stay whole, and so does the attention
-scale of the teacher. The ratio is the smallest whose MACs are at most 1 % above the budget; sizes are rounded to 4. Taylor's
-gradients are of the labelled loss over all calibration images (our side has no labels), Hessian's of single images, over the first
-256 of them, accumulated as the library does it.
+scale of the teacher. The ratio is the smallest whose MACs are at most 1 % above the budget, or the cheapest where none is; sizes
+are rounded to 4. Taylor's gradients are of the labelled loss over all calibration images (our side has no labels), Hessian's of
+single images, over the first 256 of them, accumulated as the library does it.
 
 Writes OUTPUT/FRACTION-METHOD.npz, arrays under timm's names, and prints a JSON object: per cut its ratio, MACs and test accuracy.
 """
@@ -58,17 +58,17 @@ def macs(shape: Mapping[str, Any], blocks: Sequence[tuple[int, int, int]]) -> in
 def least_ratio(
     cost: Callable[[float], int], budget: int, start: float = 0.0, steps: int = _RATIO_STEPS
 ) -> float:
-    """The smallest k / `steps` from `start` up and below 1 whose `cost` is within `budget`.
+    """The smallest k / `steps` from `start` up and below 1 whose `cost` is within `budget`; else the cheapest of them.
 
-    Tried one after the other: near 1 the library, rather than leave a layer nothing, cuts nothing from it.
-
-    Raises:
-      SystemExit: when all ratios cost more.
+    Tried one after the other: near 1 the library, rather than leave a layer nothing, cuts nothing from it. Then the peer keeps
+    more than was asked, as its row says.
     """
+    costs = {}
     for k in range(int(start * steps), steps):
-        if cost(k / steps) <= budget:
+        costs[k / steps] = cost(k / steps)
+        if costs[k / steps] <= budget:
             return k / steps
-    sys.exit(f"error: no ratio below 1 comes to {budget:,} MACs; give a larger fraction")
+    return min(costs, key=lambda ratio: costs[ratio])
 
 
 def peer(inputs: Path, output: Path, fractions: Sequence[float]) -> dict[str, Any]:
