@@ -79,7 +79,11 @@ def _flags() -> flags.FlagValues:
         "Rows of a model that may wait; more are refused. At least a batch.",
         1,
     )
-    text("precision", usual.precision, "Model file to serve of each bundle, fp32 or int8; empty: its first.")
+    text(
+        "precision",
+        usual.precision,
+        "Model file to serve of each bundle, fp32, int8 or int8_weights; empty: its first.",
+    )
     real("drain_s", 30.0, "Seconds that calls under way get to finish after SIGTERM.", 0.0)
     whole(
         "max_message_bytes",

@@ -17,6 +17,7 @@ from serving.command import progress
 from serving.runtime.base import Runtime
 from serving.runtime.select import open_runtime
 from trainer.description import ViT
+from trainer.export.int8_weights import store_int8_weights
 from trainer.export.onnx_writer import write_onnx
 from trainer.export.quantize import quantize_int8
 from trainer.export.signature import IMAGES
@@ -29,7 +30,7 @@ _AT_ONCE = 16  # models in memory
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """Under what a latency holds: images in a call, threads of the runtime, and `fp32` or `int8`."""
+    """Under what a latency holds: images in a call, threads of the runtime, and `fp32`, `int8` or `int8_weights`."""
 
     batch: int
     threads: int
@@ -117,6 +118,8 @@ def graph_bytes(model: ViT, precision: str) -> bytes:
     graph = write_onnx(model, drawn(model))
     if precision == "int8":
         graph = quantize_int8(graph, _images(model, 2))
+    if precision == "int8_weights":
+        graph = store_int8_weights(graph)
     content: bytes = graph.SerializeToString()
     return content
 

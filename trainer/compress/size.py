@@ -11,6 +11,10 @@ from trainer.compress.latency import graph_bytes
 from trainer.description import Block, ViT, param_count
 
 _MIB = 2**20
+_BESIDE = {
+    "int8": 5,
+    "int8_weights": 4,
+}  # bytes for each output of a product: a scale, and a zero point in int8
 
 
 def file_mib(model: ViT, precision: str) -> float:
@@ -33,14 +37,14 @@ def _weight_bytes(model: ViT, precision: str) -> int:
     # The export adds the patch's bias and the tokens in front to the position table, which is one array then.
     folded = model.width * (1 + model.num_prefix)
     size = 4 * (param_count(model) - folded)
-    if precision == "int8":
-        shapes = _products(model)
-        size -= sum(3 * inputs * outputs - 5 * outputs for inputs, outputs in shapes)  # a scale, a zero point
+    if precision in _BESIDE:
+        more = _BESIDE[precision]
+        size -= sum(3 * inputs * outputs - more * outputs for inputs, outputs in _products(model))
     return size
 
 
 def _products(model: ViT) -> list[tuple[int, int]]:
-    """(inputs, outputs) of every weight that int8 export quantizes."""
+    """(inputs, outputs) of every weight that an export with int8 weights stores as int8."""
     d = model.width
     shapes = [(model.patch_size**2 * model.stem_channels, d)]
     for block in model.blocks:

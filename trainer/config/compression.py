@@ -8,7 +8,7 @@ from trainer.config.fields import ConfigError, Problems
 
 SCORES = ("fisher", "taylor", "act", "variance", "obs")
 SEARCHES = ("budget", "uniform")
-PRECISIONS = ("fp32", "int8")
+PRECISIONS = ("fp32", "int8", "int8_weights")
 MERGES = ("auto", "always", "never")
 SIZES = ("params", "macs")  # limits that may be fractions
 ACCURACIES = ("min_top1", "max_drop")  # least accuracy; what it costs is made small
@@ -40,7 +40,7 @@ class Budget:
     ]
     batch: Annotated[int, "images in the call whose latency is limited"]
     threads: Annotated[int, "threads of that call; 0: all cores"]
-    precision: Annotated[str, "fp32 or int8: of the file that is limited"]
+    precision: Annotated[str, "fp32, int8 or int8_weights: of the file that is limited"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,9 +119,11 @@ class Export:
     """The bundle that is shipped: WORKDIR/models/NAME/1."""
 
     name: Annotated[str, "of the bundle: WORKDIR/models/NAME/1"]
-    precision: Annotated[str, "fp32 or int8; empty: budget.precision"]
+    precision: Annotated[str, "fp32, int8 or int8_weights; empty: budget.precision"]
     calibration_examples: Annotated[int, "training images for int8 ranges"]
-    min_agreement: Annotated[float, "int8 is refused when it shares fewer first labels with the live model"]
+    min_agreement: Annotated[
+        float, "less than fp32 is refused when it shares fewer first labels with the live model"
+    ]
 
 
 @dataclasses.dataclass(frozen=True)

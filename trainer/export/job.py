@@ -18,6 +18,7 @@ from trainer import __version__, description
 from trainer.description import TextTower, TwoTowers
 from trainer.export import onnx_writer, parity
 from trainer.export.graph import Array
+from trainer.export.int8_weights import store_int8_weights
 from trainer.export.measure import measure
 from trainer.export.parity import Parity
 from trainer.export.quantize import quantize_int8
@@ -25,7 +26,11 @@ from trainer.export.signature import MODEL, Signature, Single, Tensor, signature
 from trainer.export.subject import Subject, target_of
 
 RUNTIME = "onnxruntime"
-PRECISIONS = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
+PRECISIONS = {
+    "fp32": "model.onnx",
+    "int8": "model.int8.onnx",
+    "int8_weights": "model.int8_weights.onnx",
+}
 _BUCKETS = (1, 2, 4, 8, 16, 32)
 _GOLDEN = 8  # inputs in the bundle
 # int8 rounding flips where a sum is taken in another order; on one CPU the answers are equal, on another this much may change.
@@ -87,9 +92,11 @@ def export(subject: Subject, request: Request) -> dict[str, object]:
 def _prove(subject: Subject, request: Request, name: str, graph: onnx.ModelProto) -> _Proven:
     model, calibration_hash = subject.graphs()[name], subject.provenance["calibration_hash"]
     samples = subject.samples(model)
+    if request.precision != "fp32" and name != MODEL:
+        raise UserError(f"{request.precision} is for classifiers; export a pair of towers as fp32")
+    if request.precision == "int8_weights":
+        graph = store_int8_weights(graph)
     if request.precision == "int8":
-        if name != MODEL:
-            raise UserError("int8 is for classifiers; export a pair of towers as fp32")
         calibration = samples.calibration(request.calibration_examples)
         calibration_hash = hashlib.sha256(calibration.tobytes()).hexdigest()
         graph = quantize_int8(graph, calibration, request.threads)
@@ -97,10 +104,10 @@ def _prove(subject: Subject, request: Request, name: str, graph: onnx.ModelProto
     runtime = open_runtime(content, RUNTIME, request.threads)
     inputs = samples.proof()
     found = _compare(subject, name, runtime, inputs)
-    if request.precision == "int8":
-        parity.require_agreement(found, request.min_agreement)
-    else:
+    if request.precision == "fp32":
         parity.require_equal(found)
+    else:
+        parity.require_agreement(found, request.precision, request.min_agreement)
     names = signatures(subject.description)[name]
     return _Proven(name, model, names, graph, content, runtime, found, inputs[:_GOLDEN], calibration_hash)
 
@@ -124,7 +131,7 @@ def _write(subject: Subject, request: Request, proven: _Proven) -> dict[str, obj
 
 
 def _manifest(subject: Subject, request: Request, proven: _Proven, target: Path) -> bundle_pb2.Manifest:
-    model, found, exact = proven.model, proven.found, request.precision == "fp32"
+    model, found, integer = proven.model, proven.found, request.precision == "int8"
     manifest = bundle_pb2.Manifest(
         name=target.parent.name,
         created_by=f"vitforge {__version__}",
@@ -150,10 +157,12 @@ def _manifest(subject: Subject, request: Request, proven: _Proven, target: Path)
         file=PRECISIONS[request.precision],
         runtime=RUNTIME,
         precision=request.precision,
-        required_cpu_features=[] if exact else cpu.INT8,
+        required_cpu_features=cpu.INT8 if integer else [],
         tolerance=bundle_pb2.Tolerance(
-            max_abs_difference=found.tolerance if exact else _INT8_TOLERANCE * max(1.0, found.largest_logit),
-            min_top1_agreement=1.0 if exact else request.min_agreement,
+            max_abs_difference=_INT8_TOLERANCE * max(1.0, found.largest_logit)
+            if integer
+            else found.tolerance,
+            min_top1_agreement=request.min_agreement if integer else 1.0,
         ),
     )
     return manifest

@@ -118,7 +118,7 @@ def require_equal(parity: Parity) -> None:
         )
 
 
-def require_agreement(parity: Parity, least: float) -> None:
+def require_agreement(parity: Parity, precision: str, least: float) -> None:
     """Refuses a quantized file that answers too often otherwise.
 
     Raises:
@@ -126,6 +126,6 @@ def require_agreement(parity: Parity, least: float) -> None:
     """
     if parity.top1_agreement < least:
         raise UserError(
-            f"int8 gives the live model's first label on {parity.top1_agreement:.1%} of {parity.images} images, "
-            f"asked is {least:.1%}; nothing was written: export fp32, calibrate with more images, or lower --min_agreement"
+            f"{precision} gives the live model's first label on {parity.top1_agreement:.1%} of {parity.images} images, "
+            f"asked is {least:.1%}; nothing was written: export fp32, calibrate int8 with more images, or lower --min_agreement"
         )

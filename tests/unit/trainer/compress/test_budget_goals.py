@@ -96,7 +96,7 @@ def test_a_timing_is_the_median_of_rounds_and_how_far_they_lie_apart() -> None:
     assert summary(rounds) == Timing(2.0, 99.0, 0.5)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int8_weights"])
 @pytest.mark.parametrize(
     "model",
     [SMALL, UNEVEN, dataclasses.replace(SMALL, width=96, blocks=uniform(3, 4, 24, 320), pooling="cls")],

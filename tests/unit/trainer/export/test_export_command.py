@@ -108,6 +108,20 @@ def test_every_long_step_shows_how_far_it_is(
     assert ends == [bar.partition(" ")[0] for bar in BARS if precision == "int8" or bar != "calibration"]
 
 
+def test_int8_weights_are_exported_and_served_on_any_cpu_in_fewer_bytes(
+    fp32: tuple[Path, dict[str, Any]], teacher: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "small" / "1"
+    said = _export(teacher, target, "--precision=int8_weights", "--min_agreement=0.8")
+    assert said["file"] == "model.int8_weights.onnx"
+    assert said["mib"] < fp32[1]["mib"]  # so small a model is mostly names
+    found = Repository(tmp_path, open_runtime, threads=1)
+    found.load_all()
+    model = found.get("small")
+    assert model.precision == "int8_weights"
+    assert not model.bundle.manifest.models[0].required_cpu_features
+
+
 def test_every_file_is_verified_and_there_are_no_others(exported: Each) -> None:
     precision, target, _ = exported
     assert {file.name for file in target.iterdir()} == {

@@ -159,6 +159,6 @@ class _Shuffling:
 def test_too_few_equal_labels_are_refused_with_both_shares() -> None:
     found = parity.compare(SMALL, PARAMS, _Shuffling(_open(_graph())), IMAGES)
     assert found.top1_agreement == pytest.approx(0.9)
-    parity.require_agreement(found, 0.9)
+    parity.require_agreement(found, "int8", 0.9)
     with pytest.raises(UserError, match=r"90\.0% of 30 images, asked is 95\.0%; nothing was written"):
-        parity.require_agreement(found, 0.95)
+        parity.require_agreement(found, "int8", 0.95)

@@ -1,0 +1,48 @@
+"""int8 weights, float arithmetic: a quarter of the file, the speed of float32, and the same answers on every CPU.
+
+The runtime makes the weights float once, when it loads: a Cast and a Mul of constants are folded, where a DequantizeLinear would be
+kept for integer products. Symmetric, one scale for each output channel: w ≈ s·q with s = max|w| / 127 (arXiv:2004.09602, §3).
+"""
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from trainer.export.graph import Array
+from trainer.export.onnx_writer import weight_products
+
+_GREATEST = 127
+
+
+def store_int8_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` with the weights of `weight_products` as int8 and scales; what is quantized is what `quantize_int8` quantizes."""
+    stored = onnx.ModelProto()
+    stored.CopyFrom(model)
+    products = set(weight_products(model))
+    names = {node.input[1] for node in model.graph.node if node.name in products}
+    arrays = {
+        leaf.name: numpy_helper.to_array(leaf) for leaf in model.graph.initializer if leaf.name in names
+    }
+    kept = [leaf for leaf in model.graph.initializer if leaf.name not in names]
+    del stored.graph.initializer[:]
+    stored.graph.initializer.extend(kept)
+    first = []
+    for name, kernel in arrays.items():
+        codes, scales = rounded(kernel)
+        stored.graph.initializer.append(numpy_helper.from_array(codes, f"{name}/int8"))
+        stored.graph.initializer.append(numpy_helper.from_array(scales, f"{name}/scale"))
+        whole = f"{name}/float"
+        first.append(helper.make_node("Cast", [f"{name}/int8"], [whole], name=whole, to=TensorProto.FLOAT))
+        first.append(helper.make_node("Mul", [whole, f"{name}/scale"], [name], name=name))
+    rest = list(stored.graph.node)
+    del stored.graph.node[:]
+    stored.graph.node.extend([*first, *rest])
+    onnx.checker.check_model(stored, full_check=True)
+    return stored
+
+
+def rounded(kernel: Array) -> tuple[Array, Array]:
+    """`kernel` float32 (inputs, outputs) as codes int8 of that shape and scales float32 (outputs,); their product is near it."""
+    largest = np.abs(kernel).max(axis=0)
+    scales = (np.where(largest > 0, largest, _GREATEST) / _GREATEST).astype(np.float32)
+    return np.rint(kernel / scales).astype(np.int8), scales
