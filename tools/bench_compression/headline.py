@@ -50,7 +50,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("student", None, "The student's checkpoint.", flag_values=values)
     flags.DEFINE_list(
         "precision",
-        ["fp32", "int8"],
+        ["fp32", "int8", "int8_weights"],
         "Precisions to export the student in; each is a row.",
         flag_values=values,
     )
