@@ -1,6 +1,5 @@
 """The teacher of a distillation: its weights of any origin, whether they fit the student, and its answers stored for later runs."""
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -23,9 +22,9 @@ from trainer.data.pipeline import Fitted, fitted
 from trainer.data.source import Array, Dataset
 from trainer.description import Classifier, require_classifier
 from trainer.distributed import rules
+from trainer.distributed.holding import hold_for_all
 from trainer.models.build import Params, flatten
 from trainer.weights import asked
-from trainer.workdir import hold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,9 +122,7 @@ def stored_answers(
         experiment.teacher_epochs, math.ceil(experiment.total_steps * experiment.batch / len(images))
     )
     if cache.filled < epochs * len(images):
-        # One process writes for all; when it is refused the launcher ends the others.
-        writes = jax.process_index() == 0
-        with hold(folder, "filling the teacher's answers") if writes else contextlib.nullcontext():
+        with hold_for_all(folder, "filling the teacher's answers"):
             _fill(cache, epochs * len(images), teacher, views, images, spec, experiment.batch_eval, mesh)
         _wait_for_all("filled")
         cache = CachedLogits(folder, key)

@@ -3,7 +3,6 @@
 Order of a step: take the batch, step, log, evaluate, save, listen for preemption.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -13,8 +12,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from serving.command import ExitCode, UserError, progress
@@ -25,6 +22,7 @@ from trainer.config import Experiment, refuse_changes
 from trainer.data.global_batch import input_share, to_global
 from trainer.data.pipeline import train_batches
 from trainer.distributed import rules
+from trainer.distributed.holding import hold_for_all
 from trainer.distributed.mesh import check_batch, make_mesh
 from trainer.evaluation import evaluate
 from trainer.metrics import MetricsWriter
@@ -32,7 +30,6 @@ from trainer.parts import Parts, assemble
 from trainer.preemption import Preemption
 from trainer.step import Batch, Frozen, TrainState
 from trainer.teacher import stored_answers
-from trainer.workdir import hold
 
 
 def train(experiment: Experiment, workdir: Path) -> dict[str, object]:
@@ -49,23 +46,8 @@ def train(experiment: Experiment, workdir: Path) -> dict[str, object]:
         parts = assemble(experiment)
         mesh = _mesh(experiment)
         workdir.mkdir(parents=True, exist_ok=True)
-        with _hold_for_all(workdir):
+        with hold_for_all(workdir, "training"):
             return _Run(experiment, parts, mesh, workdir).to_the_end(preemption)
-
-
-@contextlib.contextmanager
-def _hold_for_all(workdir: Path) -> Iterator[None]:
-    """Process 0 holds `workdir` for the job, and tells the others whether it may: a refused one leaves none waiting for it."""
-    with contextlib.ExitStack() as held:
-        refusal = None
-        if jax.process_index() == 0:
-            try:
-                held.enter_context(hold(workdir, "training"))
-            except UserError as error:
-                refusal = error
-        if multihost_utils.broadcast_one_to_all(np.bool_(refusal is not None)):
-            raise refusal or UserError(f"process 0 was refused {workdir}; see what it said")
-        yield
 
 
 def _mesh(experiment: Experiment) -> Mesh:

@@ -19,6 +19,7 @@ from tools.bench_compression.bench import Bench
 from tools.bench_compression.score import Score, paired_drop
 from tools.serving_load import Ask, Load
 from tools.serving_process import serving
+from trainer.precisions import PRECISIONS
 
 NAME = "headline"
 TEACHER = "teacher"
@@ -50,7 +51,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("student", None, "The student's checkpoint.", flag_values=values)
     flags.DEFINE_list(
         "precision",
-        ["fp32", "int8", "int8_weights"],
+        list(PRECISIONS),
         "Precisions to export the student in; each is a row.",
         flag_values=values,
     )

@@ -11,6 +11,7 @@ from serving.command import UserError
 from tools.bench_compression import record
 from tools.bench_compression.bench import Bench
 from tools.bench_compression.score import Score
+from trainer.precisions import PRECISIONS
 
 NAME = "latency"
 _AUTO = "auto"
@@ -52,7 +53,7 @@ def define(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_integer("batch", 1, "Images in a call.", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("threads", 1, "Threads of the runtime.", lower_bound=1, flag_values=values)
-    flags.DEFINE_enum("precision", "fp32", ("fp32", "int8"), "Of the shipped file.", flag_values=values)
+    flags.DEFINE_enum("precision", "fp32", list(PRECISIONS), "Of the shipped file.", flag_values=values)
     flags.DEFINE_integer("examples", 1024, "Calibration images.", lower_bound=1, flag_values=values)
     flags.DEFINE_multi_string(
         "set", [], "key=value of the compression's recipe to change; may be repeated.", flag_values=values

@@ -8,6 +8,7 @@ import dataclasses
 from absl import flags
 
 from serving import command
+from trainer.precisions import PRECISIONS
 
 
 def main(argv: list[str]) -> dict[str, object]:
@@ -16,7 +17,7 @@ def main(argv: list[str]) -> dict[str, object]:
     flags.DEFINE_string("teacher", None, "The teacher's checkpoint.", flag_values=values)
     flags.DEFINE_integer("batch", 1, "Images in a call.", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("threads", 1, "Threads of the runtime.", lower_bound=1, flag_values=values)
-    flags.DEFINE_enum("precision", "fp32", ("fp32", "int8"), "Of the file.", flag_values=values)
+    flags.DEFINE_enum("precision", "fp32", list(PRECISIONS), "Of the file.", flag_values=values)
     extra = command.parse_flags(values, argv, required=["teacher"])
     command.require_usage(extra, bool(values["teacher"].value), "--teacher is needed")
 

@@ -11,10 +11,8 @@ from trainer.compress.latency import graph_bytes
 from trainer.description import Block, ViT, param_count
 
 _MIB = 2**20
-_BESIDE = {
-    "int8": 5,
-    "int8_weights": 4,
-}  # bytes for each output of a product: a scale, and a zero point in int8
+# Bytes for each output of a product whose weight is int8: a scale, and in int8 a zero point.
+_BESIDE = {"int8": 5, "int8_weights": 4}
 
 
 def file_mib(model: ViT, precision: str) -> float:

@@ -5,10 +5,10 @@ from typing import Annotated, Any
 
 from trainer.config.experiment import Experiment, MeshShape
 from trainer.config.fields import ConfigError, Problems
+from trainer.precisions import PRECISIONS
 
 SCORES = ("fisher", "taylor", "act", "variance", "obs")
 SEARCHES = ("budget", "uniform")
-PRECISIONS = ("fp32", "int8", "int8_weights")
 MERGES = ("auto", "always", "never")
 SIZES = ("params", "macs")  # limits that may be fractions
 ACCURACIES = ("min_top1", "max_drop")  # least accuracy; what it costs is made small

@@ -13,6 +13,7 @@ from absl import flags
 
 from serving import command
 from serving.command import UserError
+from trainer.precisions import PRECISIONS
 from trainer.weights import asked
 
 
@@ -76,7 +77,7 @@ def _define_bundle(values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
         "precision",
         "fp32",
-        ("fp32", "int8", "int8_weights"),
+        list(PRECISIONS),
         "Precision of the model file: int8 products, on a CPU with VNNI; or int8 weights alone, on any, as fast as fp32.",
         flag_values=values,
     )

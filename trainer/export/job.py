@@ -24,13 +24,9 @@ from trainer.export.parity import Parity
 from trainer.export.quantize import quantize_int8
 from trainer.export.signature import MODEL, Signature, Single, Tensor, signatures
 from trainer.export.subject import Subject, target_of
+from trainer.precisions import PRECISIONS
 
 RUNTIME = "onnxruntime"
-PRECISIONS = {
-    "fp32": "model.onnx",
-    "int8": "model.int8.onnx",
-    "int8_weights": "model.int8_weights.onnx",
-}
 _BUCKETS = (1, 2, 4, 8, 16, 32)
 _GOLDEN = 8  # inputs in the bundle
 # int8 rounding flips where a sum is taken in another order; on one CPU the answers are equal, on another this much may change.

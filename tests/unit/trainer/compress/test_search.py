@@ -150,8 +150,11 @@ def test_a_budget_below_one_block_is_refused_with_both_numbers_and_one_block_its
     teacher, judge = _teacher(), Judge(_teacher())
     table = search.measure_losses(teacher, _scores(), judge)
     found = search.to_budget(teacher, _scores(), table, param_count, least, ROUNDING, judge)
-    assert found
-    assert all(one.cost <= least for one in found)
+    (one,) = found
+    shape = one.plan.shape_of(DEEP)
+    assert one.cost == param_count(shape) <= least
+    # Two branches of one layer cost what two branches of two layers may: which ones stay is for the losses to say.
+    assert (shape.width, sum((block.num_heads > 0) + (block.mlp_dim > 0) for block in shape.blocks)) == (4, 2)
 
 
 def test_the_least_budget_of_an_uneven_teacher_is_that_of_its_smallest_block() -> None:

@@ -11,11 +11,12 @@ import pytest
 from google.protobuf import json_format
 
 from serving import preprocess
-from serving.bundle import Bundle, read_bundle
+from serving.bundle import read_bundle
 from serving.command import run_command
 from serving.repository import Repository
 from serving.runtime import cpu
 from serving.runtime.select import open_runtime
+from tests.support.int8 import IS_RIGHT, WRONG, int8_is_right
 from tests.support.small_models import DIGITS, DIGITS_SPEC, SMALL, UNEVEN, logits, random_params, save_digits
 from trainer import checkpoint, description
 from trainer.data.datasets import open_dataset
@@ -163,8 +164,8 @@ def test_the_manifest_says_all_that_a_server_and_a_reader_need(exported: Each, t
 def test_golden_answers_are_the_models_own_to_real_images(exported: Each, teacher: Path) -> None:
     precision, target, _ = exported
     bundle, loaded = read_bundle(target), checkpoint.load(teacher)
-    if precision == "int8":
-        _skip_without(bundle)
+    if precision == "int8" and not IS_RIGHT:
+        pytest.skip(WRONG)
     images = preprocess.normalise(open_dataset("digits").validation.images[:8], DIGITS_SPEC)
     np.testing.assert_array_equal(bundle.golden_inputs[INPUT], images)
     wanted, found = logits(MODEL, loaded.params, images), bundle.golden_outputs[OUTPUT]
@@ -184,20 +185,13 @@ def test_the_measured_accuracy_is_that_of_the_file_on_the_validation_images(expo
     assert result["validation_top1"] == bundle.manifest.measurements[0].value == pytest.approx(top1)
 
 
+@int8_is_right
 def test_the_repository_loads_both_and_they_answer(fp32: Exported, int8: Exported, repository: Path) -> None:
-    _skip_without(read_bundle(int8[0]))
     models = Repository(repository, open_runtime, threads=1)
     models.load_all()
     assert [entry.state for entry in models.index()] == ["READY", "READY"]
     for name in ("small", "small_int8"):
         assert models.get(name).run(np.zeros((3, 8, 8, 1), np.float32)).shape == (3, 10)
-
-
-def _skip_without(bundle: Bundle) -> None:
-    """Skips where the CPU has none of the instructions that the int8 file needs: refusing it there is right."""
-    flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").is_file() else []
-    if flags and not set(bundle.manifest.models[0].required_cpu_features) & set(flags):
-        pytest.skip("this CPU cannot run the int8 file")
 
 
 def test_a_cut_models_hashes_are_carried_along(tmp_path: Path) -> None:

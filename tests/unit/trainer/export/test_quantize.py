@@ -7,9 +7,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from serving.runtime import cpu
 from serving.runtime.onnx import OnnxRuntime
 from serving.runtime.select import open_runtime
+from tests.support.int8 import int8_is_right
 from tests.support.small_families import DEIT, HYBRID, MIXER
 from tests.support.small_models import SMALL, UNEVEN, logits, random_params, smooth_images
 from trainer.description import Classifier
@@ -17,11 +17,6 @@ from trainer.export.graph import Array
 from trainer.export.live import live_model
 from trainer.export.onnx_writer import INPUT, OUTPUT, weight_products, write_onnx
 from trainer.export.quantize import quantize_int8
-
-# x86 without VNNI adds products of 8 bits in 16, which saturate: its int8 answers are wrong, and the exporter refuses it.
-int8_is_right = pytest.mark.skipif(
-    cpu.supports(cpu.INT8) is False, reason="this CPU computes int8 wrongly: it has none of the instructions"
-)
 
 
 @functools.cache

@@ -1,0 +1,7 @@
+"""The precisions of a model file, and what each file is called in a bundle. Imports nothing: recipes and --help ask here."""
+
+PRECISIONS = {
+    "fp32": "model.onnx",
+    "int8": "model.int8.onnx",
+    "int8_weights": "model.int8_weights.onnx",
+}
