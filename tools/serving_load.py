@@ -102,7 +102,9 @@ def _throughput(ask: Ask, model: str, available: int, load: Load) -> tuple[float
 
     def caller(number: int) -> int:
         done, start = 0, number * load.images_per_request
-        while not done or time.perf_counter() < end_s:  # a caller that starts late on a busy machine asks once
+        while (
+            not done or time.perf_counter() < end_s
+        ):  # a caller that starts late on a busy machine asks once
             ask(model, [(start + offset) % available for offset in range(load.images_per_request)])
             done, start = done + load.images_per_request, start + load.concurrency * load.images_per_request
         return done
