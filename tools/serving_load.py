@@ -102,9 +102,8 @@ def _throughput(ask: Ask, model: str, available: int, load: Load) -> tuple[float
 
     def caller(number: int) -> int:
         done, start = 0, number * load.images_per_request
-        while (
-            not done or time.perf_counter() < end_s
-        ):  # a caller that starts late on a busy machine asks once
+        # One that starts late on a busy machine asks once: nothing done would read as no speed at all.
+        while not done or time.perf_counter() < end_s:
             ask(model, [(start + offset) % available for offset in range(load.images_per_request)])
             done, start = done + load.images_per_request, start + load.concurrency * load.images_per_request
         return done
