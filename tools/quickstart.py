@@ -19,7 +19,6 @@ from absl import flags
 from serving import command, installation
 from serving.client import VisionClient
 from serving.command import UserError
-from serving.runtime import cpu
 from tools import serving_load
 from tools.serving_process import serving
 from tools.steps import GOES_ON, Result, Steps, compiling_once
@@ -47,14 +46,6 @@ VARIANTS = (
     Variant("distilled int8", "student", "student-int8", "int8"),
     Variant("scratch", "scratch", "scratch"),
 )
-
-
-def _variants() -> tuple[Variant, ...]:
-    """The rows that this machine can give: int8 is neither exported nor served where its CPU would compute it wrongly."""
-    if cpu.supports(cpu.INT8) is not False:
-        return VARIANTS
-    print("\nint8 is left out: this CPU has none of " + ", ".join(cpu.INT8), file=sys.stderr)
-    return tuple(variant for variant in VARIANTS if variant.precision != "int8")
 
 
 def main(argv: list[str]) -> dict[str, object]:
@@ -117,14 +108,14 @@ def quickstart(dataset: str, data_dir: str, workdir: Path, stop: StopRequests) -
     from tools import report
     from tools.report import Row
 
-    began_s, variants = time.monotonic(), _variants()
+    began_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="vitforge-compiled-") as compiled:
         steps = Steps(workdir, stop, compiling_once(compiled))
-        exported = _make_models(steps, variants, dataset, data_dir, workdir)
+        exported = _make_models(steps, dataset, data_dir, workdir)
     images, labels = report.test_images(dataset, data_dir)
     load = serving_load.Load()
     with serving(workdir / "models", stop) as address, VisionClient(address) as client:
-        names = [variant.bundle for variant in variants]
+        names = [variant.bundle for variant in VARIANTS]
         print("\n== accuracy: the test images as PNG bytes through Vision/Classify", file=sys.stderr)
         correct = {}
         with command.progress(len(names), "asking") as bar:
@@ -142,7 +133,7 @@ def quickstart(dataset: str, data_dir: str, workdir: Path, stop: StopRequests) -
             len(labels),
             speeds[variant.bundle],
         )
-        for variant in variants
+        for variant in VARIANTS
     ]
     steps.seconds["in all"] = round(time.monotonic() - began_s, 1)
     text = report.write(workdir, dataset, rows, load, steps.seconds)
@@ -170,9 +161,7 @@ def _what_next(workdir: Path, dataset: str, data_dir: str) -> str:
     )
 
 
-def _make_models(
-    steps: Steps, variants: Sequence[Variant], dataset: str, data_dir: str, workdir: Path
-) -> dict[str, Result]:
+def _make_models(steps: Steps, dataset: str, data_dir: str, workdir: Path) -> dict[str, Result]:
     """Trains, cuts, distils and exports; returns the exporter's result by bundle."""
     at = {name: str(workdir / name) for name in ("teacher", "pruned", "student", "scratch")}
     recipe, data = f"configs/{dataset}.py", [f"--config.data_dir={data_dir}"] if data_dir else []
@@ -201,7 +190,7 @@ def _make_models(
             f"--precision={variant.precision}",
             makes=workdir / "models" / variant.bundle / "1",
         )
-        for variant in variants
+        for variant in VARIANTS
     }
 
 

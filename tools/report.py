@@ -121,7 +121,7 @@ def remarks(rows: list[Row]) -> list[str]:
     """What the table says in words, the unwelcome too."""
     by_stage = {row.stage: row for row in rows}
     teacher, pruned, student = by_stage["teacher"], by_stage["pruned"], by_stage["distilled"]
-    int8, scratch = by_stage.get("distilled int8"), by_stage["scratch"]
+    int8, scratch = by_stage["distilled int8"], by_stage["scratch"]
     size = f"{student.params / teacher.params:.1%} of the teacher's parameters and {student.macs / teacher.macs:.1%} of its MACs"
     return [
         f"The student has {size}; its top-1 is {_points(student, teacher)} the teacher's.",
@@ -132,9 +132,7 @@ def remarks(rows: list[Row]) -> list[str]:
             if scratch.top1 < student.top1
             else ": **on this data scratch training does as well or better**."
         ),
-        _speed(int8, student, "int8", "fp32")
-        if int8
-        else "int8 was left out: this CPU would compute it wrongly.",
+        _speed(int8, student, "int8", "fp32"),
         _speed(student, teacher, "the student", "the teacher"),
     ]
 

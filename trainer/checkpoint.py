@@ -268,7 +268,7 @@ def export_optimized(
       input_shape: (batch, H, W, C) or (H, W, C); the batch stays free whatever is given.
       output_path: the model repository; the bundle goes to MODEL/1 in it, or to the next version.
       weights: of any origin that `trainer.weights.load` reads; fresh ones (with a warning) when empty.
-      precision: "fp32", "int8" or "int8_weights".
+      precision: "fp32", "int8", "int8_weights", or "auto": the fastest of them that holds, as measured.
       images: pictures and folders of them to prove on; int8 needs them.
       sha256: of the file of `weights`; not compared when empty.
 

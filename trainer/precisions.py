@@ -5,3 +5,5 @@ PRECISIONS = {
     "int8": "model.int8.onnx",
     "int8_weights": "model.int8_weights.onnx",
 }
+
+AUTO = "auto"  # no precision of its own: whichever of them is fastest within the accuracy gate, as measured

@@ -12,7 +12,6 @@ from absl import flags
 from serving import preprocess
 from serving.client import VisionClient
 from serving.command import UserError
-from serving.runtime import cpu
 from tools import report, serving_load
 from tools.bench_compression import record
 from tools.bench_compression.bench import Bench
@@ -70,7 +69,7 @@ def run(bench: Bench, flag: dict[str, Any]) -> dict[str, Any]:
     if not flag["student"]:
         raise UserError("headline needs --student, the checkpoint that is compared with --teacher")
     exported = {TEACHER: bench.export(_REPOSITORY, TEACHER, bench.teacher, "fp32")}
-    for precision in precisions(flag["precision"]):
+    for precision in flag["precision"]:
         exported[f"student-{precision}"] = bench.export(
             _REPOSITORY, f"student-{precision}", flag["student"], precision
         )
@@ -90,14 +89,6 @@ def run(bench: Bench, flag: dict[str, Any]) -> dict[str, Any]:
             speeds[way] = serving_load.rounds(ask, list(exported), min(_IMAGES, len(pictures)), load)
     rows = [_row(name, exported, right, speeds) for name in exported]
     return _write(bench, load, rows)
-
-
-def precisions(asked: Sequence[str]) -> list[str]:
-    """Those that this machine computes rightly; what is left out is said."""
-    if "int8" in asked and cpu.supports(cpu.INT8) is False:
-        print("\nint8 is left out: this CPU has none of " + ", ".join(cpu.INT8), file=sys.stderr)
-        return [precision for precision in asked if precision != "int8"]
-    return list(asked)
 
 
 def _tensors(bench: Bench) -> np.ndarray:

@@ -4,16 +4,16 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from serving.command import UserError
-from serving.runtime import cpu
 from trainer.compress import allocate, latency, profiles
 from trainer.compress.allocate import Rounding
 from trainer.compress.correction import Attempt, Measured, Target, meet
-from trainer.compress.latency import Setting, Timing, graph_bytes
+from trainer.compress.latency import Setting, graph_bytes
 from trainer.compress.latency_table import CostTable, grid
 from trainer.compress.search import Candidate
 from trainer.compress.size import file_mib
 from trainer.config.compression import Budget
 from trainer.description import ViT, param_count
+from trainer.export.timing import Timing
 
 _MIB = 2**20
 _NEAR, _ENOUGH = 0.03, 0.10  # what is aimed at, and what is accepted when rounds or the machine give no more
@@ -46,8 +46,6 @@ def of(budget: Budget, teacher: ViT, rounding: Rounding) -> Goal | None:
     Raises:
       UserError: when no cut of the teacher meets it, or nothing would be cut.
     """
-    if budget.precision == "int8":
-        cpu.require_cpu(cpu.INT8, "budget.precision=int8", "take fp32")
     ends = [_least(teacher, rounding), teacher]
     if budget.mib:
         goal = _size(budget, ends)

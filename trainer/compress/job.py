@@ -47,7 +47,6 @@ def compress(config: Compression, origin: Origin, workdir: Path) -> dict[str, ob
     """
     with stoppable(workdir):
         given = open_given(config, origin)
-        shipping.check(config)  # this and the next before what takes long
         goal = choosing.check(given)
         hashes = {
             "teacher": given.loaded.meta["weights_hash"],

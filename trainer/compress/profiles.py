@@ -16,8 +16,9 @@ from typing import Any
 from serving.command import UserError
 from serving.runtime import cpu
 from trainer import description
-from trainer.compress.latency import Setting, Timer, Timing
+from trainer.compress.latency import Setting, Timer
 from trainer.description import ViT
+from trainer.export.timing import Timing
 
 _FORMAT = "vitforge-latency-1"
 Machine = dict[str, str]

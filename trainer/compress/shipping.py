@@ -9,18 +9,17 @@ from google.protobuf import json_format
 
 from serving.command import UserError
 from serving.repository import LoadedModel, Repository
-from serving.runtime import cpu
 from serving.runtime.select import open_runtime
 from trainer import description
 from trainer.compress import goals, latency, profiles
 from trainer.compress.choosing import COSTS, least_top1, limit_of
 from trainer.compress.given import Given
-from trainer.compress.latency import Setting, Timing
+from trainer.compress.latency import Setting
 from trainer.compress.stages import clear
-from trainer.config import Compression
 from trainer.description import ViT
 from trainer.export import job, subject
 from trainer.export.samples import DatasetSamples
+from trainer.export.timing import Timing
 
 _MIB = 2**20
 _SCORED = 32  # images at a time for accuracy
@@ -47,16 +46,6 @@ class Limit:
         return {**dataclasses.asdict(self), "met": self.met}
 
 
-def check(config: Compression) -> None:
-    """Refuses a precision that this CPU cannot prove, before the work of hours.
-
-    Raises:
-      UserError: naming what the CPU lacks.
-    """
-    if config.until == "export" and config.shipped_precision == "int8":
-        cpu.require_cpu(cpu.INT8, "export.precision=int8", "take fp32, or end with until=distil")
-
-
 def export(given: Given, student: Path, workdir: Path) -> dict[str, Any]:
     """Writes the bundle of the checkpoint under `student`; the exporter's result.
 
@@ -72,6 +61,7 @@ def export(given: Given, student: Path, workdir: Path) -> dict[str, Any]:
         calibration_examples=min(settings.calibration_examples, len(given.data.train)),
         min_agreement=settings.min_agreement,
         threads=latency.all_cores(),
+        batch=given.config.budget.batch,
     )
     return job.export(subject.from_checkpoint(str(student), given.config.data_dir), request)
 

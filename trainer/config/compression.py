@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from trainer.config.experiment import Experiment, MeshShape
 from trainer.config.fields import ConfigError, Problems
-from trainer.precisions import PRECISIONS
+from trainer.precisions import AUTO, PRECISIONS
 
 SCORES = ("fisher", "taylor", "act", "variance", "obs")
 SEARCHES = ("budget", "uniform")
@@ -119,7 +119,9 @@ class Export:
     """The bundle that is shipped: WORKDIR/models/NAME/1."""
 
     name: Annotated[str, "of the bundle: WORKDIR/models/NAME/1"]
-    precision: Annotated[str, "fp32, int8 or int8_weights; empty: budget.precision"]
+    precision: Annotated[
+        str, "fp32, int8, int8_weights or auto (the fastest that holds); empty: budget.precision"
+    ]
     calibration_examples: Annotated[int, "training images for int8 ranges"]
     min_agreement: Annotated[
         float, "less than fp32 is refused when it shares fewer first labels with the live model"
@@ -230,8 +232,8 @@ class Compression:
         )
         found.check(0 <= share <= 1, f"export.min_agreement={share} must be in [0, 1]")
         found.check(
-            self.export.precision in ("", *PRECISIONS),
-            f"export.precision={self.export.precision!r} must be empty or one of {', '.join(PRECISIONS)}",
+            self.export.precision in ("", *PRECISIONS, AUTO),
+            f"export.precision={self.export.precision!r} must be empty or one of {', '.join((*PRECISIONS, AUTO))}",
         )
 
     def _check_goal(self, found: Problems) -> None:

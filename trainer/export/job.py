@@ -1,73 +1,72 @@
 """One export: graph, precision, proof, measurement, bundle. Nothing is written unless the proof holds."""
 
 import dataclasses
-import hashlib
+import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 from google.protobuf import json_format, struct_pb2
 
 from protos import bundle_pb2
 from serving.bundle import check_target, spec_to_proto, tokeniser_to_proto, write_bundle
 from serving.command import UserError
-from serving.runtime import cpu
-from serving.runtime.base import Runtime
-from serving.runtime.select import open_runtime
 from serving.tokenise import spec_of
 from trainer import __version__, description
 from trainer.description import TextTower, TwoTowers
 from trainer.export import onnx_writer, parity
+from trainer.export.candidate import RUNTIME, Candidate, Prover, prove_all
+from trainer.export.fastest import fastest
 from trainer.export.graph import Array
-from trainer.export.int8_weights import store_int8_weights
+from trainer.export.int8.write import required_features
 from trainer.export.measure import measure
-from trainer.export.parity import Parity
-from trainer.export.quantize import quantize_int8
-from trainer.export.signature import MODEL, Signature, Single, Tensor, signatures
+from trainer.export.parity import Reference
+from trainer.export.signature import MODEL, Signature, Single, Tensor
 from trainer.export.subject import Subject, target_of
-from trainer.precisions import PRECISIONS
+from trainer.precisions import AUTO, PRECISIONS
 
-RUNTIME = "onnxruntime"
 _BUCKETS = (1, 2, 4, 8, 16, 32)
 _GOLDEN = 8  # inputs in the bundle
+_MIB = 2**20
 # int8 rounding flips where a sum is taken in another order; on one CPU the answers are equal, on another this much may change.
 _INT8_TOLERANCE = 0.05
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """To where, and how."""
+    """To where, and how; `batch` is the images in a call that precision `auto` is measured with."""
 
     target: Path  # REPO/NAME/VERSION
     precision: str
     calibration_examples: int
     min_agreement: float
     threads: int
+    batch: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class _Proven:
-    """One graph whose file says what the live model says."""
+    """One graph whose file says what the live model says; with precision `auto`, what each precision came to."""
 
     name: str
     model: Single
     names: Signature
-    graph: onnx.ModelProto
-    content: bytes
-    runtime: Runtime
-    found: Parity
     golden: Array
-    calibration_hash: str
+    file: Candidate
+    tried: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def check(request: Request) -> None:
     """Refuses what cannot end well, before anything is read.
 
     Raises:
-      UserError: for a target that is taken or none, or a precision that this CPU cannot prove.
+      UserError: for a target that is taken or none.
     """
     check_target(request.target)
-    if request.precision == "int8":  # what it answered here would be wrong, and that would be its proof
-        cpu.require_cpu(cpu.INT8, f"int8, for {request.target},", "export fp32, or export int8 on such a CPU")
 
 
 def export(subject: Subject, request: Request) -> dict[str, object]:
@@ -86,48 +85,80 @@ def export(subject: Subject, request: Request) -> dict[str, object]:
 
 
 def _prove(subject: Subject, request: Request, name: str, graph: onnx.ModelProto) -> _Proven:
-    model, calibration_hash = subject.graphs()[name], subject.provenance["calibration_hash"]
+    model = subject.graphs()[name]
     samples = subject.samples(model)
     if request.precision != "fp32" and name != MODEL:
         raise UserError(f"{request.precision} is for classifiers; export a pair of towers as fp32")
-    if request.precision == "int8_weights":
-        graph = store_int8_weights(graph)
-    if request.precision == "int8":
-        calibration = samples.calibration(request.calibration_examples)
-        calibration_hash = hashlib.sha256(calibration.tobytes()).hexdigest()
-        graph = quantize_int8(graph, calibration, request.threads)
-    content = graph.SerializeToString()
-    runtime = open_runtime(content, RUNTIME, request.threads)
-    inputs = samples.proof()
-    found = _compare(subject, name, runtime, inputs)
-    if request.precision == "fp32":
-        parity.require_equal(found)
-    else:
-        parity.require_agreement(found, request.precision, request.min_agreement)
-    names = signatures(subject.description)[name]
-    return _Proven(name, model, names, graph, content, runtime, found, inputs[:_GOLDEN], calibration_hash)
+    reference = _reference(subject, name, samples.proof())
+    prover = Prover(
+        graph,
+        reference,
+        lambda: samples.calibration(request.calibration_examples),
+        request.min_agreement,
+        request.threads,
+    )
+    given = (name, model, reference.names, reference.inputs[:_GOLDEN])
+    if request.precision == AUTO:
+        return _Proven(*given, *_fastest(prover, request.batch))
+    return _Proven(*given, prover.prove(request.precision))
 
 
-def _compare(subject: Subject, name: str, runtime: Runtime, inputs: Array) -> Parity:
+def _reference(subject: Subject, name: str, inputs: Array) -> Reference:
     if isinstance(subject.description, TwoTowers):
-        return parity.compare_tower(subject.description, subject.params, name, runtime, inputs)
-    return parity.compare(subject.description, subject.params, runtime, inputs)
+        return parity.tower_reference(subject.description, subject.params, name, inputs)
+    return parity.reference(subject.description, subject.params, inputs)
+
+
+def _fastest(prover: Prover, batch: int) -> tuple[Candidate, dict[str, Any]]:
+    """The candidate to ship, and for every precision its p50_ms and mib, or why it was refused."""
+    fp32 = prover.prove(
+        "fp32"
+    )  # a graph that differs in float32 is a defect, and no other precision would cure it
+    held, refused = prove_all(prover, [name for name in PRECISIONS if name != "fp32"])
+    held = [fp32, *held]
+    inputs = np.resize(prover.reference.inputs, (batch, *prover.reference.inputs.shape[1:]))
+    choice = fastest(held, prover.reference.names.input.name, inputs)
+    tried: dict[str, Any] = {name: {"refused": why} for name, why in refused.items()}
+    for one, timing in zip(held, choice.timings, strict=True):
+        tried[one.precision] = {**dataclasses.asdict(timing), "mib": len(one.content) / _MIB}
+        if one is not choice.chosen:
+            one.runtime.close()
+    _log.info("%s", shipped(choice.chosen.precision, tried, batch))
+    return choice.chosen, tried
+
+
+def shipped(precision: str, tried: Mapping[str, Any], batch: int) -> str:
+    """What was shipped and why, one line for a reader."""
+    said = [
+        f"{name} {found['p50_ms']:.2f} ms, {found['mib']:.2f} MiB" if "p50_ms" in found else f"{name} refused"
+        for name, found in tried.items()
+    ]
+    return (
+        f"{precision} is shipped, the fastest within the accuracy gate at batch {batch} (of equals the smallest): "
+        + "; ".join(said)
+    )
 
 
 def _write(subject: Subject, request: Request, proven: _Proven) -> dict[str, object]:
     target, names = target_of(request.target, proven.name), proven.names
     samples = subject.samples(proven.model)
     manifest = _manifest(subject, request, proven, target)
-    manifest.measurements.extend(measure(proven.runtime, names, samples, proven.golden[:1], request.threads))
-    files, golden = {PRECISIONS[request.precision]: proven.content}, {names.input.name: proven.golden}
+    manifest.measurements.extend(
+        measure(proven.file.runtime, names, samples, proven.golden[:1], request.threads)
+    )
+    files, golden = (
+        {PRECISIONS[proven.file.precision]: proven.file.content},
+        {names.input.name: proven.golden},
+    )
     if manifest.HasField("tokeniser") and subject.vocab is not None:
         files[manifest.tokeniser.vocab_file] = subject.vocab.read_bytes()
-    write_bundle(target, manifest, files, golden, proven.runtime.run(golden))
-    return _result(request, manifest, proven, target)
+    write_bundle(target, manifest, files, golden, proven.file.runtime.run(golden))
+    return _result(manifest, proven, target)
 
 
 def _manifest(subject: Subject, request: Request, proven: _Proven, target: Path) -> bundle_pb2.Manifest:
-    model, found, integer = proven.model, proven.found, request.precision == "int8"
+    model, found, precision = proven.model, proven.file.found, proven.file.precision
+    calibrated_on = proven.file.calibration_hash or subject.provenance["calibration_hash"]
     manifest = bundle_pb2.Manifest(
         name=target.parent.name,
         created_by=f"vitforge {__version__}",
@@ -139,7 +170,7 @@ def _manifest(subject: Subject, request: Request, proven: _Proven, target: Path)
         provenance=bundle_pb2.Provenance(
             params=description.param_count(model),
             macs=description.macs(model),
-            **{**subject.provenance, "calibration_hash": proven.calibration_hash},
+            **{**subject.provenance, "calibration_hash": calibrated_on},
         ),
     )
     if isinstance(model, TextTower):
@@ -150,15 +181,15 @@ def _manifest(subject: Subject, request: Request, proven: _Proven, target: Path)
     if isinstance(subject.description, TwoTowers):
         manifest.logit_scale = onnx_writer.multiplier(subject.params)
     manifest.models.add(
-        file=PRECISIONS[request.precision],
+        file=PRECISIONS[precision],
         runtime=RUNTIME,
-        precision=request.precision,
-        required_cpu_features=cpu.INT8 if integer else [],
+        precision=precision,
+        required_cpu_features=required_features(proven.file.graph),
         tolerance=bundle_pb2.Tolerance(
             max_abs_difference=_INT8_TOLERANCE * max(1.0, found.largest_logit)
-            if integer
+            if precision == "int8"
             else found.tolerance,
-            min_top1_agreement=request.min_agreement if integer else 1.0,
+            min_top1_agreement=request.min_agreement if precision == "int8" else 1.0,
         ),
     )
     return manifest
@@ -168,20 +199,24 @@ def _spec(tensor: Tensor) -> bundle_pb2.TensorSpec:
     return bundle_pb2.TensorSpec(**dataclasses.asdict(tensor))
 
 
-def _result(
-    request: Request, manifest: bundle_pb2.Manifest, proven: _Proven, target: Path
-) -> dict[str, object]:
+def _result(manifest: bundle_pb2.Manifest, proven: _Proven, target: Path) -> dict[str, object]:
     scored = {one.name: one.value for one in manifest.measurements}
-    return {
+    file = proven.file
+    said: dict[str, object] = {
         "bundle": str(target),
-        "precision": request.precision,
-        "file": PRECISIONS[request.precision],
+        "precision": file.precision,
+        "file": PRECISIONS[file.precision],
         "stage": manifest.provenance.stage,
         "params": manifest.provenance.params,
         "macs": manifest.provenance.macs,
-        "mib": len(proven.content) / 2**20,
-        "nodes": len(proven.graph.graph.node),
-        "max_abs_difference": proven.found.max_abs_difference,
-        "top1_agreement": proven.found.top1_agreement,
+        "mib": len(file.content) / _MIB,
+        "nodes": len(file.graph.graph.node),
+        "max_abs_difference": file.found.max_abs_difference,
+        "top1_agreement": file.found.top1_agreement,
         "validation_top1": scored.get("validation_top1"),
     }
+    if file.precision == "int8":
+        said["float_products"] = list(file.floats)
+    if proven.tried:
+        said["tried"] = proven.tried
+    return said

@@ -12,7 +12,7 @@ from serving.command import UserError
 from trainer.description import named
 from trainer.export import job, subject
 from trainer.models.build import init_params
-from trainer.precisions import PRECISIONS
+from trainer.precisions import AUTO, PRECISIONS
 from trainer.weights import families
 from trainer.weights.load import Weights, load_weights
 from trainer.weights.report import Report
@@ -32,8 +32,8 @@ def export_optimized(
     sha256: str,
 ) -> Path:
     """See `trainer.checkpoint.export_optimized`."""
-    if precision not in PRECISIONS:
-        raise UserError(f"precision {precision!r} must be one of {', '.join(PRECISIONS)}")
+    if precision not in (*PRECISIONS, AUTO):
+        raise UserError(f"precision {precision!r} must be one of {', '.join((*PRECISIONS, AUTO))}")
     height, width, channels = _image_shape(input_shape)
     if weights:
         loaded = load_weights(weights, model, image_size=(height, width), sha256=sha256)

@@ -37,24 +37,41 @@ class Parity:
         return _RELATIVE_TOLERANCE * max(1.0, self.largest_logit)
 
 
-def compare(model: Single, params: Params, runtime: Runtime, inputs: Array) -> Parity:
-    """Live model against `runtime` on normalised images (N, H, W, C) or tokens (N, T), at batch 1, 3, 8 and the rest by 8."""
-    return _compare(live_model(model, params), signature(model), runtime, inputs)
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """`inputs` and what the live model `answers` to them: what every file of that model is held against."""
+
+    names: Signature
+    inputs: Array
+    answers: Array
+
+    def first(self, count: int) -> "Reference":
+        """The same of the first `count` inputs."""
+        return Reference(self.names, self.inputs[:count], self.answers[:count])
+
+    def compare(self, runtime: Runtime) -> Parity:
+        """The live answers against those of `runtime` at batch 1, 3, 8 and the rest by 8."""
+        exported = _exported(runtime, self.names, self.inputs)
+        return Parity(
+            max_abs_difference=float(np.max(np.abs(self.answers - exported))),
+            top1_agreement=float(np.mean(self.answers.argmax(axis=-1) == exported.argmax(axis=-1))),
+            largest_logit=float(np.max(np.abs(self.answers))),
+            images=len(self.inputs),
+        )
+
+    def missed(self, runtime: Runtime) -> float:
+        """Mean squared difference between the live answers and those of `runtime`, all inputs in one batch."""
+        return float(np.mean(np.square(self.answers - _answers(runtime, self.names, self.inputs))))
 
 
-def compare_tower(model: TwoTowers, params: Params, tower: str, runtime: Runtime, inputs: Array) -> Parity:
+def reference(model: Single, params: Params, inputs: Array) -> Reference:
+    """The live model's logits of normalised images (N, H, W, C), or its embeddings of tokens (N, T)."""
+    return Reference(signature(model), inputs, _live(live_model(model, params), inputs))
+
+
+def tower_reference(model: TwoTowers, params: Params, tower: str, inputs: Array) -> Reference:
     """The same for one tower of a pair, `image` or `text`, and its normalised embeddings."""
-    return _compare(live_tower(model, params, tower), signatures(model)[tower], runtime, inputs)
-
-
-def _compare(answer: Answer, names: Signature, runtime: Runtime, inputs: Array) -> Parity:
-    live, exported = _live(answer, inputs), _exported(runtime, names, inputs)
-    return Parity(
-        max_abs_difference=float(np.max(np.abs(live - exported))),
-        top1_agreement=float(np.mean(live.argmax(axis=-1) == exported.argmax(axis=-1))),
-        largest_logit=float(np.max(np.abs(live))),
-        images=len(inputs),
-    )
+    return Reference(signatures(model)[tower], inputs, _live(live_tower(model, params, tower), inputs))
 
 
 def _live(answer: Answer, inputs: Array) -> Array:

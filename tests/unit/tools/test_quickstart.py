@@ -7,10 +7,7 @@ from pathlib import Path
 import pytest
 
 from serving.command import UserError
-from serving.runtime import cpu
-from tools import quickstart, report, steps
-from tools.report import Row
-from tools.serving_load import Speed
+from tools import quickstart, steps
 from tools.stop_requests import StopRequests
 from trainer.workdir import hold
 
@@ -74,32 +71,6 @@ def test_what_an_interrupted_step_left_is_removed_and_what_is_done_is_not_repeat
     (made / "whole").touch()
     assert _step(steps.Steps(tmp_path, StopRequests()), made) == {"left": []}
     assert (made / "whole").exists()
-
-
-@pytest.mark.parametrize(("flags", "int8"), [("fpu avx2", False), ("fpu avx2 avx_vnni", True)])
-def test_int8_is_a_row_only_where_the_cpu_computes_it_rightly(
-    flags: str,
-    int8: bool,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    (tmp_path / "cpuinfo").write_text(f"flags\t\t: {flags}\n")
-    monkeypatch.setattr(cpu, "_CPU_INFO", tmp_path / "cpuinfo")
-    rows = quickstart._variants()
-    assert [row.precision for row in rows].count("int8") == int(int8)
-    assert len(rows) == 4 + int8
-    assert ("int8 is left out: this CPU has none of avx512_vnni" in capsys.readouterr().err) != int8
-
-
-def test_a_report_without_int8_says_so() -> None:
-    speed = Speed(100.0, 90.0, 110.0, 1.0, 2.0, 0.1)
-    exported = {"bundle": "models/m/1", "params": 10, "mib": 1.0, "macs": 10}
-    rows = [
-        Row.of(stage, "fp32", exported, 9, 10, speed)
-        for stage in ("teacher", "pruned", "distilled", "scratch")
-    ]
-    assert "int8 was left out: this CPU would compute it wrongly." in report.remarks(rows)
 
 
 def test_the_steps_compile_into_one_folder_and_a_users_own_stays(

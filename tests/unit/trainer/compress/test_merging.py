@@ -11,7 +11,6 @@ from serving.command import UserError
 from tests.support.small_models import SMALL, random_params, smooth_images
 from trainer.compress import merging, plan, scores, search
 from trainer.compress.allocate import Rounding
-from trainer.compress.latency import Timing
 from trainer.compress.latency_table import CostTable, grid
 from trainer.compress.merging import Merged
 from trainer.compress.plan import Plan, identity, without_layers
@@ -19,6 +18,7 @@ from trainer.compress.repair import Repair, cut
 from trainer.compress.search import Candidate, Judge, Teacher
 from trainer.description import Block, ViT, macs, uniform, without_merging
 from trainer.description import merging as with_merging
+from trainer.export.timing import Timing
 from trainer.models.build import bind
 
 # 16 patches, 4 blocks: two of them merge.

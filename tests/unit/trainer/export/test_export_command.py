@@ -2,7 +2,6 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,19 @@ from serving.command import run_command
 from serving.repository import Repository
 from serving.runtime import cpu
 from serving.runtime.select import open_runtime
-from tests.support.int8 import IS_RIGHT, WRONG, int8_is_right
 from tests.support.small_models import DIGITS, DIGITS_SPEC, SMALL, UNEVEN, logits, random_params, save_digits
 from trainer import checkpoint, description
 from trainer.data.datasets import open_dataset
 from trainer.export import job, onnx_writer
 from trainer.export.__main__ import main
+from trainer.export.int8.write import signed
 from trainer.export.onnx_writer import INPUT, OUTPUT
 from trainer.models.build import Params
 
 MODEL = dataclasses.replace(UNEVEN, blocks=UNEVEN.blocks[:2])
 Exported = tuple[Path, dict[str, Any]]
-BARS = ("calibration", "live model", "exported file", "measuring")
+BARS = ("live model", "calibration", "smoothing", "exported file", "measuring")
+WORST = "int8, each product alone"  # where the agreement that was asked for is missed
 
 
 @pytest.fixture(scope="module")
@@ -50,16 +50,6 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fp32(teacher: Path, repository: Path) -> Exported:
     target = repository / "small" / "1"
     return target, _export(teacher, target)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def capable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A CPU that takes int8, whichever this one is: what is written is looked at here, and where it counts, how it answers."""
-    said = tmp_path_factory.mktemp("cpu") / "cpuinfo"
-    said.write_text(f"flags\t\t: {cpu.INT8[0]}\n")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu, "_CPU_INFO", said)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +96,7 @@ def test_every_long_step_shows_how_far_it_is(
         line.partition(" ")[0] for line in said.err.splitlines() if "100" not in line and " 0 s left" in line
     ]
     assert said.out == ""
-    assert ends == [bar.partition(" ")[0] for bar in BARS if precision == "int8" or bar != "calibration"]
+    assert ends == [bar.partition(" ")[0] for bar in BARS if precision == "int8" or bar not in BARS[1:3]]
 
 
 def test_int8_weights_are_exported_and_served_on_any_cpu_in_fewer_bytes(
@@ -152,7 +142,8 @@ def test_the_manifest_says_all_that_a_server_and_a_reader_need(exported: Each, t
     assert (provenance.stage, provenance.params) == ("trained", description.param_count(MODEL))
     (file,) = manifest.models
     assert (file.precision, file.runtime, file.file) == (precision, "onnxruntime", job.PRECISIONS[precision])
-    assert bool(file.required_cpu_features) == (precision == "int8")
+    # Signed weights are right only on such CPUs; elsewhere they are written unsigned, right everywhere.
+    assert bool(file.required_cpu_features) == (precision == "int8" and signed())
     assert file.tolerance.max_abs_difference > 0
     top1, latency = manifest.measurements
     assert top1.low <= top1.value <= top1.high
@@ -164,8 +155,6 @@ def test_the_manifest_says_all_that_a_server_and_a_reader_need(exported: Each, t
 def test_golden_answers_are_the_models_own_to_real_images(exported: Each, teacher: Path) -> None:
     precision, target, _ = exported
     bundle, loaded = read_bundle(target), checkpoint.load(teacher)
-    if precision == "int8" and not IS_RIGHT:
-        pytest.skip(WRONG)
     images = preprocess.normalise(open_dataset("digits").validation.images[:8], DIGITS_SPEC)
     np.testing.assert_array_equal(bundle.golden_inputs[INPUT], images)
     wanted, found = logits(MODEL, loaded.params, images), bundle.golden_outputs[OUTPUT]
@@ -185,7 +174,6 @@ def test_the_measured_accuracy_is_that_of_the_file_on_the_validation_images(expo
     assert result["validation_top1"] == bundle.manifest.measurements[0].value == pytest.approx(top1)
 
 
-@int8_is_right
 def test_the_repository_loads_both_and_they_answer(fp32: Exported, int8: Exported, repository: Path) -> None:
     models = Repository(repository, open_runtime, threads=1)
     models.load_all()
@@ -262,22 +250,43 @@ def _refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[s
     assert end.value.code == 2
     assert said.out == ""
     *bars, error = said.err.splitlines()
-    assert all(re.match(f"({'|'.join(BARS)}) [█·]+ ", bar) for bar in bars)
+    assert all(re.match(f"({'|'.join((*BARS, WORST))}) [█·]+ ", bar) for bar in bars)
     assert error.startswith("error: ")
     assert message in error
 
 
-def test_int8_is_refused_where_the_server_would_refuse_it_and_fp32_is_not(
-    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("flags", "needs"), [("fpu avx2", []), ("fpu avx2 avx_vnni", list(cpu.INT8))])
+def test_int8_asks_of_a_cpu_only_what_the_one_that_exported_it_has(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, needs: list[str]
 ) -> None:
-    (tmp_path / "cpuinfo").write_text("processor\t: 0\nflags\t\t: fpu avx2\n")
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
     monkeypatch.setattr(cpu, "_CPU_INFO", tmp_path / "cpuinfo")
     target = tmp_path / "models" / "small" / "1"
-    arguments = [f"--checkpoint={teacher}", f"--output={target}", "--precision=int8"]
-    message = f"error: int8, for {target}, needs a CPU with one of avx512_vnni, avx_vnni, asimddp, which this one lacks; "
-    _refused(arguments, message + "export fp32", capsys)
-    assert not target.parent.exists()
-    _export(teacher, target)
+    # Signed codes may be computed wrongly by this very CPU: what is asked here is the manifest.
+    _export(teacher, target, "--precision=int8", "--calibration_examples=100", "--min_agreement=0.0")
+    assert list(read_bundle(target).manifest.models[0].required_cpu_features) == needs
+
+
+def test_auto_ships_one_of_the_precisions_and_says_what_each_took(teacher: Path, tmp_path: Path) -> None:
+    target = tmp_path / "models" / "small" / "1"
+    said = _export(teacher, target, "--precision=auto", "--min_agreement=0.8", "--batch=3")
+    assert said["tried"].keys() == job.PRECISIONS.keys()
+    assert read_bundle(target).model_file()[0].precision == said["precision"]
+    taken = {name: found["p50_ms"] for name, found in said["tried"].items()}
+    shipped, least = (
+        said["tried"][said["precision"]],
+        min(said["tried"].values(), key=lambda one: one["p50_ms"]),
+    )
+    assert shipped["p50_ms"] <= least["p50_ms"] * (1 + max(0.03, least["spread"])), taken
+
+
+def test_auto_ships_fp32_where_nothing_else_answers_as_the_live_model_does(tmp_path: Path) -> None:
+    save_digits(tmp_path / "undecided", params=_undecided())
+    said = _export(
+        tmp_path / "undecided", tmp_path / "models" / "m" / "1", "--precision=auto", "--min_agreement=1"
+    )
+    assert said["precision"] == "fp32"
+    assert "asked is 100.0%" in said["tried"]["int8"]["refused"]
 
 
 def test_an_output_that_exists_is_refused_and_kept(

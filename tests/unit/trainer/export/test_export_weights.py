@@ -9,7 +9,6 @@ from PIL import Image
 from serving.bundle import read_bundle
 from serving.command import UserError
 from serving.preprocess import PreprocessSpec
-from serving.runtime import cpu
 from tests.support.small_families import PAIR
 from tests.support.small_models import random_params
 from trainer import description
@@ -57,11 +56,7 @@ def test_a_file_of_weights_becomes_a_bundle_that_a_server_takes(npz: Path, tmp_p
     np.testing.assert_allclose(bundle.golden_outputs["logits"], live, atol=1e-4)
 
 
-def test_int8_is_calibrated_on_the_pictures_that_are_given(
-    npz: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "cpuinfo").write_text(f"flags\t\t: {cpu.INT8[0]}\n")
-    monkeypatch.setattr(cpu, "_CPU_INFO", tmp_path / "cpuinfo")
+def test_int8_is_calibrated_on_the_pictures_that_are_given(npz: Path, pictures: Path, tmp_path: Path) -> None:
     asked = ("--precision=int8", "--calibration_examples=16", f"--images={pictures}", "--min_agreement=0.5")
     _export(npz, tmp_path / "models" / "digits" / "1", *asked)
     _export(npz, tmp_path / "models" / "digits" / "2", *asked, "--calibration_examples=512")  # all 24

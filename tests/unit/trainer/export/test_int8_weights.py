@@ -12,7 +12,8 @@ from serving.runtime.select import open_runtime
 from tests.support.small_families import DEIT, HYBRID, MIXER
 from tests.support.small_models import SMALL, UNEVEN, random_params, smooth_images
 from trainer.description import Classifier
-from trainer.export.int8_weights import rounded, store_int8_weights
+from trainer.export.int8.rounding import codes_of
+from trainer.export.int8.weights_only import store_int8_weights
 from trainer.export.onnx_writer import INPUT, OUTPUT, weight_products, write_onnx
 
 MODELS = pytest.mark.parametrize(
@@ -28,7 +29,7 @@ def test_answers_are_those_of_a_float_graph_with_the_rounded_weights(model: Clas
     assert products
     for leaf in graph.graph.initializer:
         if leaf.name in names:
-            codes, scales = rounded(numpy_helper.to_array(leaf))
+            codes, scales = codes_of(numpy_helper.to_array(leaf))
             leaf.CopyFrom(numpy_helper.from_array(codes * scales, leaf.name))
     images = smooth_images(model, 5)
     want, got = (open_runtime(one.SerializeToString(), "onnxruntime", 1) for one in (graph, stored))
@@ -41,7 +42,7 @@ def test_every_weight_is_within_half_a_step_and_a_column_of_zeros_stays_zero() -
     kernel = np.random.default_rng(0).standard_normal((31, 6), np.float32) * 10.0 ** np.arange(-3, 3)
     kernel = kernel.astype(np.float32)
     kernel[:, 2] = 0
-    codes, scales = rounded(kernel)
+    codes, scales = codes_of(kernel)
     assert codes.dtype == np.int8
     assert scales.shape == (6,)
     assert np.all(np.abs(codes * scales - kernel) <= scales * 0.5001)

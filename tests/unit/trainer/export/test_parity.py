@@ -23,7 +23,7 @@ def _graph() -> onnx.ModelProto:
 
 
 def _compare(graph: onnx.ModelProto) -> Parity:
-    return parity.compare(SMALL, PARAMS, _open(graph), IMAGES)
+    return parity.reference(SMALL, PARAMS, IMAGES).compare(_open(graph))
 
 
 def _open(graph: onnx.ModelProto) -> Runtime:
@@ -55,7 +55,7 @@ def test_a_faithful_graph_passes_with_room_to_spare() -> None:
 )
 def test_a_faithful_graph_of_any_family_passes_with_room_to_spare(name: str) -> None:
     model, params = SINGLE[name], random_params(SINGLE[name])
-    found = parity.compare(model, params, _open(write_onnx(model, params)), inputs_for(model, 13))
+    found = parity.reference(model, params, inputs_for(model, 13)).compare(_open(write_onnx(model, params)))
     assert (found.images, found.top1_agreement) == (13, 1)
     assert found.max_abs_difference < found.tolerance / 5
 
@@ -65,10 +65,10 @@ def test_each_tower_is_held_against_its_half_of_the_live_pair(tower: str) -> Non
     params = random_params(PAIR)
     inputs = inputs_for(getattr(PAIR, tower), 13)
     runtime = _open(towers(PAIR, params)[tower])
-    found = parity.compare_tower(PAIR, params, tower, runtime, inputs)
+    found = parity.tower_reference(PAIR, params, tower, inputs).compare(runtime)
     assert found.max_abs_difference < found.tolerance / 5
     params[tower]["norm" if tower == "image" else "embed_norm"]["bias"][0] += 0.1
-    changed = parity.compare_tower(PAIR, params, tower, runtime, inputs)
+    changed = parity.tower_reference(PAIR, params, tower, inputs).compare(runtime)
     with pytest.raises(UserError, match="differs from the live one"):
         parity.require_equal(changed)
 
@@ -133,7 +133,7 @@ class _Spy:
 )
 def test_every_image_is_asked_once_at_several_batches(images: int, batches: list[int]) -> None:
     spy = _Spy(_open(_graph()))
-    found = parity.compare(SMALL, PARAMS, spy, IMAGES[:images])
+    found = parity.reference(SMALL, PARAMS, IMAGES[:images]).compare(spy)
     assert spy.batches == batches
     assert found.images == images
 
@@ -157,7 +157,7 @@ class _Shuffling:
 
 
 def test_too_few_equal_labels_are_refused_with_both_shares() -> None:
-    found = parity.compare(SMALL, PARAMS, _Shuffling(_open(_graph())), IMAGES)
+    found = parity.reference(SMALL, PARAMS, IMAGES).compare(_Shuffling(_open(_graph())))
     assert found.top1_agreement == pytest.approx(0.9)
     parity.require_agreement(found, "int8", 0.9)
     with pytest.raises(UserError, match=r"90\.0% of 30 images, asked is 95\.0%; nothing was written"):
