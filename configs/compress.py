@@ -103,6 +103,7 @@ def _distil(dataset: str) -> ml_collections.ConfigDict:
             "feature_weight": 0.0,
             "feature_loss": "cosine",
             "feature_blocks": "",
+            "qat_steps": 0,
             "eval_every": 200 if digits else 300,
             "checkpoint_every": 200 if digits else 250,
             "keep_last": 2,

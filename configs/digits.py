@@ -41,6 +41,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.feature_weight = 0.0
     config.feature_loss = "cosine"
     config.feature_blocks = ""
+    config.qat_steps = 0
     config.batch = 64
     config.batch_eval = 128
     config.total_steps = 700 if role == "teacher" else 400

@@ -43,6 +43,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.feature_weight = 0.0
     config.feature_loss = "cosine"
     config.feature_blocks = ""
+    config.qat_steps = 0
     config.batch = 128
     config.batch_eval = 500
     config.total_steps = 1200 if role == "teacher" else 600

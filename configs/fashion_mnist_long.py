@@ -37,6 +37,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.feature_weight = 0.0
     config.feature_loss = "cosine"
     config.feature_blocks = ""
+    config.qat_steps = 0
     config.batch = 128
     config.batch_eval = 500
     config.total_steps = 12_000  # 28 times all images

@@ -21,6 +21,7 @@ from trainer.description import Classifier
 from trainer.distributed import mesh as meshes
 from trainer.distributed import rules
 from trainer.models.build import Params, bind, init_params
+from trainer.models.eight_bits import in_eight_bits
 from trainer.models.outputs import Outputs
 from trainer.models.regularisation import Regularisation
 from trainer.objectives import Objective, accuracy
@@ -90,8 +91,15 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(experiment.seed), state.step) if regularised else None
         taught = _taught(batch, images, model.num_classes, teacher, teacher_params)
 
+        def answer(params: Params) -> Outputs:
+            return bind(model, params).outputs(images, regularisation=rates, key=key)
+
+        def rounded(params: Params) -> Outputs:
+            return in_eight_bits(bind(model, params)).outputs(images, regularisation=rates, key=key)
+
         def mean_loss(params: Params) -> tuple[jax.Array, jax.Array]:
-            student = bind(model, params).outputs(images, regularisation=rates, key=key)
+            last = state.step >= experiment.total_steps - experiment.qat_steps
+            student = jax.lax.cond(last, rounded, answer, params) if experiment.qat_steps else answer(params)
             losses = objective(student, labels, taught, state.step)
             return losses.mean(), accuracy(student.logits, batch["label"]).mean()
 

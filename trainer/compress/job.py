@@ -126,7 +126,8 @@ class _Job:
         at, steps = self._workdir, given.config.distil.total_steps
         if given.config.until == "cut" or not steps:
             return at
-        trained = self._stages.run("distil", lambda: distil(given, at, at / "distil", steps))
+        qat_steps = given.config.distil.qat_steps
+        trained = self._stages.run("distil", lambda: distil(given, at, at / "distil", steps, qat_steps))
         top1["distilled"] = trained["validation_top1"]
         return at / "distil"
 

@@ -97,6 +97,7 @@ class Distil:
     feature_weight: Annotated[float, "of the distance between blocks of student and teacher; 0: off"]
     feature_loss: Annotated[str, "mse or cosine: that distance"]
     feature_blocks: Annotated[str, "the student's blocks that are matched, such as 2,5; empty: all"]
+    qat_steps: Annotated[int, "last steps of the last rung that train as if in int8; 0: none"]
     eval_every: Annotated[int, "steps from one evaluation to the next"]
     checkpoint_every: Annotated[int, "steps from one checkpoint to the next"]
     keep_last: Annotated[int, "newest checkpoints that are kept"]
@@ -173,8 +174,11 @@ class Compression:
         self._check_rest(found)
         found.refuse()
 
-    def distillation(self, student: str, teacher: str, image_size: int, total_steps: int) -> Experiment:
-        """The training that brings the checkpoint `student` nearer to the checkpoint `teacher` in `total_steps`.
+    def distillation(
+        self, student: str, teacher: str, image_size: int, total_steps: int, qat_steps: int = 0
+    ) -> Experiment:
+        """The training that brings the checkpoint `student` nearer to the checkpoint `teacher` in `total_steps`, the last
+        `qat_steps` of them rounded to 8 bits.
 
         Raises:
           ConfigError: naming everything that is wrong with section `distil`.
@@ -184,7 +188,7 @@ class Compression:
             name: value for name, value in dataclasses.asdict(self.distil).items() if name in names
         }
         whole, warmup = self.distil.total_steps, self.distil.warmup_steps
-        given["total_steps"] = total_steps
+        given |= {"total_steps": total_steps, "qat_steps": qat_steps}
         given["warmup_steps"] = warmup * total_steps // whole if whole else min(warmup, total_steps - 1)
         return Experiment(
             **given,
@@ -219,7 +223,8 @@ class Compression:
         )
         try:
             # Trained or not: what is wrong shows now, and not when the cut is done.
-            self.distillation("student", "teacher", 1, distil.total_steps or distil.warmup_steps + 1)
+            steps = distil.total_steps or distil.warmup_steps + 1
+            self.distillation("student", "teacher", 1, steps, distil.qat_steps)
         except ConfigError as error:
             for problem in error.problems:
                 found.check(False, f"distil.{problem}")

@@ -68,6 +68,9 @@ class Experiment:
     feature_weight: Annotated[float, "of the distance between blocks of student and teacher; 0: off"]
     feature_loss: Annotated[str, "mse or cosine: that distance"]
     feature_blocks: Annotated[str, "the student's blocks that are matched, such as 2,5; empty: all"]
+    qat_steps: Annotated[
+        int, "last steps, whose products are rounded to 8 bits as int8 exports them; 0: none"
+    ]
     batch: Annotated[int, "images of one step, over all processes"]
     batch_eval: Annotated[int, "images per batch of the evaluation"]
     total_steps: Annotated[int, "when training ends"]
@@ -122,6 +125,7 @@ class Experiment:
             workers=self.workers,
             wd=self.wd,
             mixup=self.mixup,
+            qat_steps=self.qat_steps,
             teacher_epochs=self.teacher_epochs,
             feature_weight=self.feature_weight,
         )
@@ -145,6 +149,8 @@ class Experiment:
         found.check(self.aug in AUGMENTATIONS, f"aug={self.aug!r} must be one of {', '.join(AUGMENTATIONS)}")
         warmup, total = self.warmup_steps, self.total_steps
         found.check(warmup < total, f"warmup_steps={warmup} is not below total_steps={total}; lower it")
+        qat = self.qat_steps
+        found.check(qat <= total, f"qat_steps={qat} is above total_steps={total}; lower it")
         both, any_of = self.pretrained and self.shape_of, self.model or self.pretrained or self.shape_of
         found.check(not both, "pretrained and shape_of exclude each other; set one of them")
         found.check(bool(any_of), "model is empty; name one, or set pretrained or shape_of to a checkpoint")

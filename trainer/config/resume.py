@@ -42,6 +42,7 @@ _ADDED_LATER = {
     "feature_weight": 0.0,
     "feature_loss": "cosine",
     "feature_blocks": "",
+    "qat_steps": 0,
 }
 
 

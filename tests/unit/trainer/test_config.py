@@ -154,6 +154,10 @@ def test_a_number_out_of_range_is_refused_by_name(key: str, text: str) -> None:
         ({"warmup_steps": "60", "total_steps": "50"}, "warmup_steps=60 is not below total_steps=50"),
         # optax has no cosine of no steps.
         ({"warmup_steps": "50", "total_steps": "50"}, "warmup_steps=50 is not below total_steps=50"),
+        (
+            {"qat_steps": "51", "total_steps": "50", "warmup_steps": "5"},
+            "qat_steps=51 is above total_steps=50",
+        ),
         ({"seed": "-1"}, "seed=-1 must be in [0, 2**32)"),
         ({"mesh__data": "0"}, "mesh 0 x 1 x 1"),
     ],
