@@ -1,13 +1,15 @@
-"""A teacher whose checkpoint was saved in shards is cut to the same model as one that was saved whole."""
+"""What compression does on eight devices is what it does on one."""
 
 from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from tests.support.small_models import SMALL, random_params, save_digits
+from tests.support.small_models import SMALL, random_params, save_digits, smooth_images
 from trainer import checkpoint
+from trainer.compress import scores
 from trainer.compress.__main__ import main
 from trainer.models.build import flatten
 
@@ -43,3 +45,21 @@ def test_a_checkpoint_saved_in_shards_is_cut_to_the_same_model_as_one_saved_whol
     found = flatten(shards.params)
     for name, array in flatten(whole.params).items():
         np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("kind", ["fisher", "taylor"])
+def test_scores_cut_over_eight_devices_are_those_of_one(kind: str, shape: tuple[int, int, int]) -> None:
+    params, images = random_params(SMALL), smooth_images(SMALL, 90)
+    axes = ("data", "fsdp", "model")
+    one, eight = (
+        Mesh(np.asarray(jax.devices()[: np.prod(sizes)]).reshape(sizes), axes) for sizes in ((1, 1, 1), shape)
+    )
+    # Neither 36 nor the last 18 is a multiple of eight: what fills up must not count.
+    wanted, found = (flatten(scores.score(SMALL, params, images, kind, 0, 36, mesh)) for mesh in (one, eight))
+    assert found.keys() == wanted.keys()
+    for name, values in wanted.items():
+        # float32 sums in another order.
+        np.testing.assert_allclose(
+            found[name], values, rtol=1e-4, atol=1e-6 * np.abs(values).max(), err_msg=name
+        )

@@ -16,6 +16,7 @@ from trainer.compress import scores as scoring
 from trainer.compress.allocate import Cost
 from trainer.compress.given import Given
 from trainer.compress.goals import Goal
+from trainer.compress.gradient_scores import Partial
 from trainer.compress.losses import Losses
 from trainer.compress.plan import Plan
 from trainer.compress.remembering import RememberingJudge
@@ -103,13 +104,22 @@ def _scores(given: Given, path: Path) -> Scores:
         with np.load(path) as file:
             return scoring.from_arrays(dict(file))
     teacher, config = given.teacher, given.config
+    hashes = (given.loaded.meta["weights_hash"], given.calibration_hash)
+    partial = Partial(path.with_name("scores.partial.npz"), f"{config.score} {config.seed} {hashes}")
     found = scoring.score(
-        teacher.model, teacher.params, teacher.images, config.score, config.seed, teacher.how.batch
+        teacher.model,
+        teacher.params,
+        teacher.images,
+        config.score,
+        config.seed,
+        teacher.how.batch,
+        partial=partial,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(".scores.draft.npz")
     np.savez(draft, **scoring.to_arrays(found))  # type: ignore[arg-type]
     draft.rename(path)
+    partial.forget()
     return found
 
 

@@ -17,10 +17,10 @@ from tests.support.small_models import (
     smooth_images,
     with_layer,
 )
+from trainer.compress.gradient_scores import ones
 from trainer.compress.moments import Array
 from trainer.compress.plan import Plan, identity, without_layers
 from trainer.compress.repair import Repair, cut
-from trainer.compress.scores import ones
 from trainer.compress.search import divergence
 from trainer.description import Block, ViT, uniform
 from trainer.models.build import Params, bind, check_params, flatten

@@ -1,5 +1,8 @@
 import dataclasses
 import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +10,8 @@ import numpy as np
 import pytest
 
 from tests.support.small_models import SMALL, UNEVEN, logits, random_params, smooth_images
-from trainer.compress import scores
+from trainer.compress import gradient_scores, scores
+from trainer.compress.gradient_scores import Partial
 from trainer.compress.moments import Array
 from trainer.compress.scores import Scores
 from trainer.description import ViT
@@ -43,7 +47,7 @@ def _equal_to_rounding(found: Array, wanted: Array) -> None:
 def test_the_gradient_of_a_gate_is_the_sum_of_weight_times_gradient_over_its_units_weights() -> None:
     params, images = _setting(SMALL)
     labels = jnp.arange(IMAGES) % 10
-    gates = {str(index): scores.ones(block) for index, block in enumerate(SMALL.blocks)}
+    gates = {str(index): gradient_scores.ones(block) for index, block in enumerate(SMALL.blocks)}
     gradient = jax.jit(jax.grad(_loss, argnums=(1, 2)), static_argnums=0)
     of_weights, of_gates = gradient(SMALL, params, gates, jnp.asarray(images), labels)
     for index in "01":
@@ -66,7 +70,7 @@ def _single_gradients() -> dict[str, Array]:
     """The gates' gradients of every image alone, stacked, with labels drawn as `score` draws them."""
     params, images = _setting()
     ordered = scores.order_dims(ONE, params, images, 40)
-    gates = {str(index): scores.ones(block) for index, block in enumerate(ONE.blocks)}
+    gates = {str(index): gradient_scores.ones(block) for index, block in enumerate(ONE.blocks)}
     keys, found = jax.random.split(jax.random.key(0), IMAGES), logits(ONE, ordered, images)
     gradient = jax.jit(jax.grad(_loss, argnums=2), static_argnums=0)
     singles = []
@@ -139,3 +143,43 @@ def test_scores_survive_being_written_as_arrays() -> None:
     found, again = _score(), scores.from_arrays(scores.to_arrays(_score()))
     assert flatten(found).keys() == flatten(again).keys()
     assert again["0"]["mlp"] is found["0"]["mlp"]
+
+
+def test_an_interrupted_pass_goes_on_with_the_next_batch_and_ends_with_the_same_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params, images = _setting()
+    wanted, kept = _score(batch=16), Partial(tmp_path / "scores.partial.npz", "this pass")
+    monkeypatch.setattr(gradient_scores, "_KEPT_EVERY_S", -1.0)  # after every batch
+    summed, batches = gradient_scores._summed, list[int]()
+
+    def counting(teacher: ViT) -> Callable[..., gradient_scores.Sums]:
+        sums = summed(teacher)
+
+        def counted(*arguments: Any) -> gradient_scores.Sums:
+            if len(batches) == 3:
+                raise KeyboardInterrupt
+            batches.append(1)
+            return sums(*arguments)
+
+        return counted
+
+    monkeypatch.setattr(gradient_scores, "_summed", counting)
+    with pytest.raises(KeyboardInterrupt):
+        scores.score(ONE, params, images, "fisher", 0, 16, partial=kept)
+    assert len(batches) == 3  # of five
+    batches.clear()
+    found = scores.score(ONE, params, images, "fisher", 0, 16, partial=kept)
+    assert len(batches) == 2
+    for name, values in flatten(wanted).items():
+        np.testing.assert_array_equal(flatten(found)[name], values, err_msg=name)
+
+
+def test_sums_that_another_pass_kept_are_not_taken(tmp_path: Path) -> None:
+    sums = gradient_scores._nothing(ONE)
+    Partial(tmp_path / "kept.npz", "one").save(16, sums)
+    assert Partial(tmp_path / "kept.npz", "other").load() is None
+    loaded = Partial(tmp_path / "kept.npz", "one").load()
+    assert loaded is not None
+    assert loaded[0] == 16
+    assert flatten(loaded[1][0]).keys() == flatten(sums[0]).keys()
