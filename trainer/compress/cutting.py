@@ -18,6 +18,8 @@ from trainer.compress.stages import write_text
 from trainer.compress.validation import top1
 from trainer.config import config_hash, resolved_text
 
+_WORTH_COMPILING = 2_000  # images, from which a cut model's own sizes are worth compiling
+
 
 def carry_out(given: Given, plan: Plan, met: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Writes `folder`/checkpoints and plan.json; returns top-1 with and without repair, and the repair's remarks."""
@@ -27,11 +29,11 @@ def carry_out(given: Given, plan: Plan, met: dict[str, Any], folder: Path) -> di
     slicing = dataclasses.replace(teacher.how, fit=False)
     sliced, _ = cut(teacher.model, teacher.params, plan, teacher.images, slicing, seen)
     shape = plan.shape_of(teacher.model)
-    # At the teacher's sizes, for which everything is compiled.
-    models = {
-        "teacher": (teacher.model, teacher.params),
-        "cut without repair": padded_model(teacher.model, plan, sliced),
-        "cut and repaired": padded_model(teacher.model, plan, params),
+    # Few images are sooner answered at the teacher's sizes, for which everything is compiled.
+    few = len(data.validation) < _WORTH_COMPILING
+    models = {"teacher": (teacher.model, teacher.params)} | {
+        name: padded_model(teacher.model, plan, found) if few else (shape, found)
+        for name, found in (("cut without repair", sliced), ("cut and repaired", params))
     }
     top1s = {name: top1(*model, spec, data.validation, teacher.how.batch) for name, model in models.items()}
     write_text(folder / plans.FILE, dumped(plan))
