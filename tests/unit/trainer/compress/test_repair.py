@@ -21,6 +21,7 @@ from trainer.compress.gradient_scores import ones
 from trainer.compress.moments import Array
 from trainer.compress.plan import Plan, identity, without_layers
 from trainer.compress.repair import Repair, cut
+from trainer.compress.scores import order_dims
 from trainer.compress.search import divergence
 from trainer.description import Block, ViT, uniform
 from trainer.models.build import Params, bind, check_params, flatten
@@ -104,6 +105,22 @@ def test_what_is_sliced_away_without_repair_is_what_gates_at_zero_close(
     sliced = logits(plan.shape_of(model), _cut(plan, SLICED, model), images)
     np.testing.assert_allclose(sliced, gated, atol=ROUNDING)
     assert np.abs(gated - logits(model, params, images)).max() > 100 * ROUNDING  # the gate did something
+
+
+@pytest.mark.parametrize(("gate", "dims"), [("query_key", "qk_dim"), ("value", "v_dim")])
+@pytest.mark.parametrize("model", [SMALL, CLS], ids=["gap", "cls"])
+def test_head_dims_that_are_cut_are_what_gates_close_in_the_basis_of_the_scores(
+    model: ViT, gate: str, dims: str
+) -> None:
+    params, seen, images = _setting(model)
+    ordered = order_dims(model, params, seen, HOW.batch)
+    gates = {str(index): dict(ones(block)) for index, block in enumerate(model.blocks)}
+    gates["1"][gate] = np.broadcast_to(np.arange(8) < 5, (2, 8)).astype(np.float32)
+    gated = np.asarray(bind(model, ordered)(jnp.asarray(images), gates=gates))
+    plan = with_layer(model, 1, **{dims: 5})
+    sliced = logits(plan.shape_of(model), _cut(plan, SLICED, model), images)
+    np.testing.assert_allclose(sliced, gated, atol=1e-4)  # two decompositions in turn
+    assert np.abs(gated - logits(model, params, images)).max() > 1e-3
 
 
 PLANS = {
