@@ -68,7 +68,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.halving = ml_collections.ConfigDict({"candidates": 0, "steps": 100})
     config.distil = _distil(dataset)
     config.export = ml_collections.ConfigDict(
-        {"name": "student", "precision": "", "calibration_examples": 512, "min_agreement": 0.95}
+        {"name": "student", "precision": "", "calibration_examples": 512, "min_agreement": 0.98}
     )
     config.until = "export"
     return config

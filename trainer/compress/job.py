@@ -33,6 +33,7 @@ from trainer.compress.stages import Result, Stages
 from trainer.compress.stopping import stoppable
 from trainer.compress.subject import Origin
 from trainer.config import Compression
+from trainer.export.fastest import why_shipped
 
 
 def compress(config: Compression, origin: Origin, workdir: Path) -> dict[str, object]:
@@ -139,6 +140,8 @@ class _Job:
         exported = self._stages.run("export", lambda: shipping.export(given, student, self._workdir))
         # Measured every time: a report says what is, on the machine where it is asked for.
         shipped = shipping.measure(given, Path(exported["bundle"]))
+        if "tried" in exported:
+            shipped["why"] = why_shipped(exported["precision"], exported["tried"], given.config.budget.batch)
         top1["shipped"] = shipped["top1"]
         return shipped, shipping.limits(given, shipped)
 

@@ -121,7 +121,8 @@ class Export:
 
     name: Annotated[str, "of the bundle: WORKDIR/models/NAME/1"]
     precision: Annotated[
-        str, "fp32, int8, int8_weights or auto (the fastest that holds); empty: budget.precision"
+        str,
+        "fp32, int8, int8_weights or auto (the fastest that holds); empty: budget.precision where it limits, else auto",
     ]
     calibration_examples: Annotated[int, "training images for int8 ranges"]
     min_agreement: Annotated[
@@ -206,8 +207,9 @@ class Compression:
 
     @property
     def shipped_precision(self) -> str:
-        """The precision that the exporter is asked for."""
-        return self.export.precision or self.budget.precision
+        """The precision that the exporter is asked for: a limit on file or time is on a file of its own precision."""
+        limited = self.budget.mib or self.budget.latency_p50_ms or self.budget.latency_p99_ms
+        return self.export.precision or (self.budget.precision if limited else AUTO)
 
     def _check_rest(self, found: Problems) -> None:
         distil, halving = self.distil, self.halving

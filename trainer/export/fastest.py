@@ -1,7 +1,8 @@
 """Which precision to ship: the fastest within the accuracy gate, as measured here; of equally fast files the smallest."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -28,3 +29,15 @@ def fastest(candidates: Sequence[Candidate], name: str, inputs: Array) -> Choice
     limit = least.p50_ms * (1 + max(_AS_FAST, least.spread))
     near = [one for one, timing in zip(candidates, timings, strict=True) if timing.p50_ms <= limit]
     return Choice(min(near, key=lambda one: len(one.content)), timings)
+
+
+def why_shipped(precision: str, tried: Mapping[str, Any], batch: int) -> str:
+    """What is shipped and why, one sentence; `tried` has for each precision its p50_ms and mib, or why it was `refused`."""
+    found = [
+        f"{name} {one['p50_ms']:.2f} ms and {one['mib']:.2f} MiB" if "p50_ms" in one else f"{name} refused"
+        for name, one in tried.items()
+    ]
+    return (
+        f"{precision} is shipped, the fastest within the accuracy gate at batch {batch}, of equals the smallest: "
+        + "; ".join(found)
+    )

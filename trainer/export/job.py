@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from trainer import __version__, description
 from trainer.description import TextTower, TwoTowers
 from trainer.export import onnx_writer, parity
 from trainer.export.candidate import RUNTIME, Candidate, Prover, prove_all
-from trainer.export.fastest import fastest
+from trainer.export.fastest import fastest, why_shipped
 from trainer.export.graph import Array
 from trainer.export.int8.write import required_features
 from trainer.export.measure import measure
@@ -123,20 +122,8 @@ def _fastest(prover: Prover, batch: int) -> tuple[Candidate, dict[str, Any]]:
         tried[one.precision] = {**dataclasses.asdict(timing), "mib": len(one.content) / _MIB}
         if one is not choice.chosen:
             one.runtime.close()
-    _log.info("%s", shipped(choice.chosen.precision, tried, batch))
+    _log.info("%s", why_shipped(choice.chosen.precision, tried, batch))
     return choice.chosen, tried
-
-
-def shipped(precision: str, tried: Mapping[str, Any], batch: int) -> str:
-    """What was shipped and why, one line for a reader."""
-    said = [
-        f"{name} {found['p50_ms']:.2f} ms, {found['mib']:.2f} MiB" if "p50_ms" in found else f"{name} refused"
-        for name, found in tried.items()
-    ]
-    return (
-        f"{precision} is shipped, the fastest within the accuracy gate at batch {batch} (of equals the smallest): "
-        + "; ".join(said)
-    )
 
 
 def _write(subject: Subject, request: Request, proven: _Proven) -> dict[str, object]:

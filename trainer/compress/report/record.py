@@ -58,7 +58,9 @@ class Record:
             "limits": [limit.to_json() for limit in self.limits],
             "sizes": self._sizes(),
             "latency": {name: self.shipped.get(name) for name in ("latency", "teacher_latency")},
-            "shipped": {name: self.shipped[name] for name in ("bundle", "precision") if self.shipped},
+            "shipped": {
+                name: self.shipped[name] for name in ("bundle", "precision", "why") if name in self.shipped
+            },
             "accuracy": self._accuracy(),
             "candidates": candidates,
             "why": self._why(candidates),

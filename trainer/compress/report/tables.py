@@ -194,6 +194,7 @@ def notes(facts: Facts) -> list[str]:
         "KL to the teacher is of predictions, in nats an image, without labels, on calibration images that repaired nothing. "
         "On the front is what no cheaper candidate comes as near to the teacher as.",
         *(f"Remark: {remark}." for remark in facts["remarks"]),
+        *(f"Precision: {why}." for why in [facts["shipped"].get("why")] if why),
         f"Time: {seconds}.",
     ]
 

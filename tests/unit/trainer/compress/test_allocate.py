@@ -9,8 +9,9 @@ from serving.command import UserError
 from tests.support.small_models import SMALL, UNEVEN
 from trainer.compress import allocate
 from trainer.compress.allocate import Rounding
+from trainer.compress.gradient_scores import ones
 from trainer.compress.plan import Plan, identity, without_layers
-from trainer.compress.scores import Scores, ones
+from trainer.compress.scores import Scores
 from trainer.description import Block, ViT, macs, param_count, uniform
 
 TEACHER = dataclasses.replace(SMALL, blocks=uniform(3, 4, 10, 40))

@@ -109,6 +109,10 @@ def test_what_is_shipped_is_the_distilled_model_within_the_budget(flow: Flow) ->
     assert shipped["params"] <= 0.6 * description.param_count(SMALL)
     assert shipped["mib"] == bundle.model_file()[1].stat().st_size / 2**20
     assert shipped["top1"] == flow.result["validation_top1"]["shipped"]
+    # No precision was asked for: the fastest that holds is shipped, and the report says why.
+    why = f"{shipped['precision']} is shipped, the fastest within the accuracy gate"
+    assert shipped["why"].startswith(why)
+    assert why in (flow.workdir / "report.md").read_text()
 
 
 def test_the_report_tells_every_stage_with_its_interval_and_every_rejected_candidate_with_its_reason(
