@@ -109,7 +109,7 @@ def _scores(given: Given, path: Path) -> Scores:
     found = scoring.score(
         teacher.model,
         teacher.params,
-        teacher.images,
+        teacher.images[: search.SEARCHED],
         config.score,
         config.seed,
         teacher.how.batch,

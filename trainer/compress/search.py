@@ -23,7 +23,9 @@ from trainer.compress.scores import Scores
 from trainer.description import ViT
 from trainer.models.build import Params
 
-_SEARCHED = 512  # calibration images that a search looks at; the chosen plan is repaired on all of them
+SEARCHED = (
+    512  # calibration images that scores and search look at; the chosen plan is repaired on all of them
+)
 _HELD_OUT = 4  # one batch in four of these judges, the others repair
 _NARROWING = 0.4  # the first width to try keeps this power of what the budget keeps of the cost
 
@@ -60,7 +62,7 @@ class Judge:
                 f"at least {_HELD_OUT} are needed: raise --config.calibration.examples"
             )
         # Whole batches on either side: a shorter last batch would be compiled for every width that is tried.
-        images = teacher.images[:_SEARCHED]
+        images = teacher.images[:SEARCHED]
         size = min(teacher.how.batch, len(images) // _HELD_OUT)
         held_out = np.arange(len(images)) // size % _HELD_OUT == 0
         self.fitted, self.held_out = images[~held_out], images[held_out]
