@@ -26,7 +26,6 @@ from trainer.description import Block, ViT
 from trainer.distributed import mesh as meshes
 from trainer.models.build import Params, bind, flatten, unflatten
 
-KINDS = ("fisher", "taylor")
 _KEPT_EVERY_S = 30.0
 
 Sums = tuple[Params, Params]  # of the gradients and of their squares, by block index and gate
@@ -92,7 +91,7 @@ def score(
 ) -> dict[str, dict[str, Array]]:
     """Scores by block index and gate, from normalised images (images, H, W, C), the same ones on every process."""
     sums, place = _summed(teacher), _placed(mesh)
-    keys = jax.random.key_data(jax.random.split(jax.random.key(seed), len(images)))
+    keys = np.asarray(jax.random.key_data(jax.random.split(jax.random.key(seed), len(images))))
     held = jax.device_put(params, meshes.replicated(mesh))
     done, (first, second) = partial.load() or (0, _nothing(teacher))
     kept_s = time.monotonic()
@@ -101,7 +100,7 @@ def score(
         for rows in streams.batches(len(images), batch):
             if rows.start < done:
                 continue
-            new_first, new_second = sums(held, *place(images[rows], np.asarray(keys)[rows]))
+            new_first, new_second = sums(held, *place(images[rows], keys[rows]))
             first = jax.tree.map(np.add, first, new_first)
             second = jax.tree.map(np.add, second, new_second)
             bar.advance(rows.stop - rows.start)
@@ -113,15 +112,18 @@ def score(
     return jax.tree.map(lambda value: value / (2 * len(images)), second)
 
 
+def _gates(teacher: ViT) -> Params:
+    return {str(index): ones(block) for index, block in enumerate(teacher.blocks)}
+
+
 def _nothing(teacher: ViT) -> Sums:
-    gates = {str(index): ones(block) for index, block in enumerate(teacher.blocks)}
-    zeros = jax.tree.map(lambda gate: np.zeros(gate.shape), gates)
+    zeros = jax.tree.map(lambda gate: np.zeros(gate.shape), _gates(teacher))
     return zeros, zeros
 
 
 def _summed(teacher: ViT) -> Callable[[Params, jax.Array, jax.Array, jax.Array], Sums]:
     """(parameters, images, keys, which images count (B,) as 0 or 1) → the sums over those that do."""
-    gates = {str(index): ones(block) for index, block in enumerate(teacher.blocks)}
+    gates = _gates(teacher)
 
     def image_loss(gates: Params, params: Params, image: jax.Array, key: jax.Array) -> jax.Array:
         logits = bind(teacher, params)(image[None], gates=gates)[0]

@@ -12,6 +12,7 @@ from typing import Any
 from absl import flags
 
 from serving import command
+from serving.bundle import check_target
 from serving.command import UserError
 from trainer.precisions import AUTO, PRECISIONS
 from trainer.weights import asked
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> dict[str, object]:
 
     names = ("precision", "calibration_examples", "min_agreement", "threads", "batch")
     request = job.Request(target=Path(given["output"]), **{name: given[name] for name in names})
-    job.check(request)
+    check_target(request.target)  # before anything is read
     return job.export(_subject(given), request)
 
 

@@ -59,22 +59,13 @@ class _Proven:
     tried: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def check(request: Request) -> None:
-    """Refuses what cannot end well, before anything is read.
-
-    Raises:
-      UserError: for a target that is taken or none.
-    """
-    check_target(request.target)
-
-
 def export(subject: Subject, request: Request) -> dict[str, object]:
     """Writes the bundle (two for a pair) and says what it holds and how near it is to the live model.
 
     Raises:
       UserError: for bad input, or when the exported model does not say what the live one says; nothing is written then.
     """
-    check(request)
+    check_target(request.target)
     for name in subject.graphs():
         check_target(target_of(request.target, name))
     written = onnx_writer.graphs(subject.description, subject.params)
@@ -110,9 +101,8 @@ def _reference(subject: Subject, name: str, inputs: Array) -> Reference:
 
 def _fastest(prover: Prover, batch: int) -> tuple[Candidate, dict[str, Any]]:
     """The candidate to ship, and for every precision its p50_ms and mib, or why it was refused."""
-    fp32 = prover.prove(
-        "fp32"
-    )  # a graph that differs in float32 is a defect, and no other precision would cure it
+    # A graph that differs in float32 is a defect, and no other precision would cure it.
+    fp32 = prover.prove("fp32")
     held, refused = prove_all(prover, [name for name in PRECISIONS if name != "fp32"])
     held = [fp32, *held]
     inputs = np.resize(prover.reference.inputs, (batch, *prover.reference.inputs.shape[1:]))
@@ -133,10 +123,8 @@ def _write(subject: Subject, request: Request, proven: _Proven) -> dict[str, obj
     manifest.measurements.extend(
         measure(proven.file.runtime, names, samples, proven.golden[:1], request.threads)
     )
-    files, golden = (
-        {PRECISIONS[proven.file.precision]: proven.file.content},
-        {names.input.name: proven.golden},
-    )
+    files = {PRECISIONS[proven.file.precision]: proven.file.content}
+    golden = {names.input.name: proven.golden}
     if manifest.HasField("tokeniser") and subject.vocab is not None:
         files[manifest.tokeniser.vocab_file] = subject.vocab.read_bytes()
     write_bundle(target, manifest, files, golden, proven.file.runtime.run(golden))

@@ -7,20 +7,16 @@ kept for integer products.
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from trainer.export.int8.products import products_of, read
 from trainer.export.int8.rounding import codes_of
-from trainer.export.onnx_writer import weight_products
 
 
 def store_int8_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """`model` with the weights of `weight_products` as int8 and scales; what is quantized is what `quantize_int8` quantizes."""
     stored = onnx.ModelProto()
     stored.CopyFrom(model)
-    products = set(weight_products(model))
-    names = {node.input[1] for node in model.graph.node if node.name in products}
-    arrays = {
-        leaf.name: numpy_helper.to_array(leaf) for leaf in model.graph.initializer if leaf.name in names
-    }
-    kept = [leaf for leaf in model.graph.initializer if leaf.name not in names]
+    arrays = read(model, (product.kernel for product in products_of(model)))
+    kept = [leaf for leaf in model.graph.initializer if leaf.name not in arrays]
     del stored.graph.initializer[:]
     stored.graph.initializer.extend(kept)
     first = []
