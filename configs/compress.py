@@ -54,6 +54,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             "qk_dim": 0,
             "v_dim": 0,
             "mlp_dim": 0,
+            "stem_groups": 0,
             "merge": 0,
         }
     )

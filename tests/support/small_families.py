@@ -27,6 +27,7 @@ SINGLE: dict[str, ViT | Mixer | TextTower] = {
     "hybrid": HYBRID,
     "hybrid of a stem alone": dataclasses.replace(HYBRID, stem=Stem(32, ()), patch_size=5),
     "hybrid with a distillation token": dataclasses.replace(HYBRID, distilled=True),
+    "hybrid of a cut stem": dataclasses.replace(HYBRID, stem=Stem(64, (2, 1), groups=(8, 32, 20))),
     "hybrid of timm": dataclasses.replace(HYBRID, stem=Stem(32, (1, 1), 1e-5, 1e-8, "variance")),
     "hybrid of large epsilons": dataclasses.replace(HYBRID, stem=Stem(32, (1,), 0.1, 0.3)),
     "hybrid of large epsilons on the variance": dataclasses.replace(

@@ -1,15 +1,19 @@
 """What cutting may leave, and plans that need no search: all layers alike, or a stated shape. Pure arithmetic on the host."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from serving.command import UserError
-from trainer.compress.plan import Layer, Plan, identity, keep_all, narrowed
+from trainer.compress.cells import groups
+from trainer.compress.plan import Layer, Plan, Unit, identity, keep_all, narrowed
 from trainer.compress.scores import Scores
 from trainer.description import Block, ViT
+from trainer.models.stem import gates_name
 
+# Groups of a stem's inner channels go in fours: with two channels or more in each, channels stay multiples of 8.
+GROUPS_STEP = 4
 Cost = Callable[[ViT], int]
 
 
@@ -40,10 +44,24 @@ def uniform(
     """Keeps all heads and one fraction of neurons and dims everywhere: the largest that is within `budget`, or None."""
     for percent in range(100, 0, -1):
         shrunk = tuple(_shrunk(layer, teacher, scores, percent / 100, rounding) for layer in layers.layers)
-        plan = dataclasses.replace(layers, layers=shrunk)
+        left = [
+            has if percent == 100 else max(has * percent // 100 // GROUPS_STEP * GROUPS_STEP, GROUPS_STEP)
+            for has in groups(teacher.stem)
+        ]
+        plan = dataclasses.replace(layers, layers=shrunk, stem=units_of(teacher, scores, left))
         if cost(plan.shape_of(teacher)) <= budget:
             return plan
     return None
+
+
+def units_of(teacher: ViT, scores: Scores, left: Sequence[int]) -> tuple[Unit, ...]:
+    """The best groups of every unit of the stem, so many each; none named where all stay."""
+    if tuple(left) == groups(teacher.stem):
+        return ()
+    own = [scores[gates_name(unit)] for unit in range(len(left))]
+    return tuple(
+        Unit(*(best(score[name], count) for name in ("conv1", "conv2"))) for score, count in zip(own, left)
+    )
 
 
 def _shrunk(layer: Layer, teacher: ViT, scores: Scores, fraction: float, rounding: Rounding) -> Layer:
@@ -73,6 +91,9 @@ def widths(teacher: ViT, rounding: Rounding) -> list[int]:
 def smallest(teacher: ViT, rounding: Rounding) -> list[ViT]:
     """The smallest models that cutting may leave: the least of each block, alone, in the narrowest stream."""
     narrowest = narrowed(teacher, widths(teacher, rounding)[0])
+    if teacher.stem and teacher.stem.num_units:
+        least = tuple(min(GROUPS_STEP, has) for has in groups(teacher.stem))
+        narrowest = dataclasses.replace(narrowest, stem=dataclasses.replace(teacher.stem, groups=least))
     return [
         dataclasses.replace(narrowest, blocks=(least_block(block, rounding),)) for block in teacher.blocks
     ]

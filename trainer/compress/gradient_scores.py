@@ -4,6 +4,8 @@ Every unit is multiplied by a gate that is 1. One gradient with respect to the g
 Fisher ½·E[(∂L/∂gate)²] (a second-order estimate of the loss when the gate goes to 0) and Taylor |E[∂L/∂gate]| (Molchanov et
 al. 2019, arXiv:1906.10771). L is the cross-entropy against labels drawn from the model's own predictions, so no label is needed.
 
+A block is what its two branches are together; a channel of the residual stream (`width`) what all blocks read of it.
+
 Each device takes its share of a batch, and the sums over all of them, of all processes, lie on every one.
 """
 
@@ -20,27 +22,38 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from serving.command import progress
-from trainer.compress import streams
+from trainer.compress import cells, streams
 from trainer.compress.moments import Array
 from trainer.description import Block, ViT
 from trainer.distributed import mesh as meshes
 from trainer.models.build import Params, bind, flatten, unflatten
+from trainer.models.stem import gates_name
 
 _KEPT_EVERY_S = 30.0
 
 Sums = tuple[Params, Params]  # of the gradients and of their squares, by block index and gate
 
 
-def ones(block: Block) -> Params:
-    """The gates of one block, all open."""
+def ones(block: Block, width: int) -> Params:
+    """The gates of one block in a stream of `width` channels, all open."""
     gates: Params = {}
     if block.num_heads:
         shapes = {"heads": (), "query_key": (block.qk_dim,), "value": (block.v_dim,)}
         gates = {name: jnp.ones((block.num_heads, *shape)) for name, shape in shapes.items()}
-        gates["attention"] = jnp.ones(())
+        gates |= {"attention": jnp.ones(()), "norm1": jnp.ones((width,))}
     if block.mlp_dim:
-        gates |= {"mlp": jnp.ones((block.mlp_dim,)), "mlp_branch": jnp.ones(())}
+        gates |= {"mlp": jnp.ones((block.mlp_dim,)), "mlp_branch": jnp.ones(()), "norm2": jnp.ones((width,))}
     return gates
+
+
+def open_gates(teacher: ViT) -> Params:
+    """All gates of a model: of its blocks, and of the inner channels of its stem's units."""
+    units = {gates_name(unit): _of_unit(left) for unit, left in enumerate(cells.groups(teacher.stem))}
+    return {str(index): ones(block, teacher.width) for index, block in enumerate(teacher.blocks)} | units
+
+
+def _of_unit(groups: int) -> Params:
+    return {"conv1": jnp.ones((groups,)), "conv2": jnp.ones((groups,))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,18 +125,25 @@ def score(
     return jax.tree.map(lambda value: value / (2 * len(images)), second)
 
 
-def _gates(teacher: ViT) -> Params:
-    return {str(index): ones(block) for index, block in enumerate(teacher.blocks)}
-
-
 def _nothing(teacher: ViT) -> Sums:
-    zeros = jax.tree.map(lambda gate: np.zeros(gate.shape), _gates(teacher))
+    zeros = jax.tree.map(lambda gate: np.zeros(gate.shape), with_sums(open_gates(teacher)))
     return zeros, zeros
+
+
+def with_sums(gradients: Params) -> Params:
+    """Gradients of gates, with those of gates that would hold several of them at once: of blocks, and of stream channels."""
+    found, channels = dict(gradients), []
+    for name, own in gradients.items():
+        branches = [own[part] for part in ("attention", "mlp_branch") if part in own]
+        if branches:
+            found[name] = {**own, "block": sum(branches[1:], branches[0])}
+        channels += [own[part] for part in ("norm1", "norm2") if part in own]
+    return found | ({"stream": {"width": sum(channels[1:], channels[0])}} if channels else {})
 
 
 def _summed(teacher: ViT) -> Callable[[Params, jax.Array, jax.Array, jax.Array], Sums]:
     """(parameters, images, keys, which images count (B,) as 0 or 1) → the sums over those that do."""
-    gates = _gates(teacher)
+    gates = open_gates(teacher)
 
     def image_loss(gates: Params, params: Params, image: jax.Array, key: jax.Array) -> jax.Array:
         logits = bind(teacher, params)(image[None], gates=gates)[0]
@@ -132,7 +152,8 @@ def _summed(teacher: ViT) -> Callable[[Params, jax.Array, jax.Array, jax.Array],
 
     @jax.jit
     def sums(params: Params, images: jax.Array, keys: jax.Array, counts: jax.Array) -> Sums:
-        per_image = jax.vmap(jax.grad(image_loss), in_axes=(None, None, 0, 0))(gates, params, images, keys)
+        each = jax.vmap(jax.grad(image_loss), in_axes=(None, None, 0, 0))(gates, params, images, keys)
+        per_image = with_sums(each)
         return (
             jax.tree.map(lambda g: jnp.tensordot(counts, g, 1), per_image),
             jax.tree.map(lambda g: jnp.tensordot(counts, g**2, 1), per_image),

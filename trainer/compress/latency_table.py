@@ -3,7 +3,7 @@
 A block is two branches, and each branch's arithmetic is linear in every one of its sizes: width, heads and dims per head, or width
 and neurons. So a small grid of sizes is measured and read between its points linearly in each size; the points inside it catch
 where the runtime is not linear. Four equal branches are timed in the model's own embedding and head, and what these take alone
-is subtracted: what one call costs is not counted once a block.
+is subtracted: what one call costs is not counted once a block. A stem's time is read by its arithmetic, between few cuts of it.
 """
 
 import dataclasses
@@ -13,11 +13,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from trainer.compress.allocate import Rounding, least_block
+from trainer.compress.allocate import GROUPS_STEP, Rounding, least_block
+from trainer.compress.cells import groups
 from trainer.compress.latency import Timer
-from trainer.description import Block, ViT, block_macs, param_count
+from trainer.description import Block, ViT, block_macs, macs, param_count
 
 _DEEP = 4  # equal branches in one measured model
+_STEM_PARTS = (4, 2, 1)  # fractions of its groups that a stem is measured with
 Axes = tuple[tuple[int, ...], ...]
 
 
@@ -29,6 +31,7 @@ class Grid:
     widths: tuple[int, ...]
     attention: Axes  # heads, query/key dims, value dims
     mlp: Axes  # neurons
+    stems: tuple[ViT, ...] = ()  # the teacher's stem at few sizes in front of no block, the smallest first
 
     @property
     def attention_axes(self) -> Axes:
@@ -52,7 +55,7 @@ class Grid:
         """Everything that the table needs measured, in a fixed order without repetition."""
         attention = [self.deep(at[0], Block(at[1], at[2], at[3], 0)) for at in _points(self.attention_axes)]
         mlp = [self.deep(width, Block(0, 0, 0, neurons)) for width, neurons in _points(self.mlp_axes)]
-        return list(dict.fromkeys([*map(self.bare, self.widths), *attention, *mlp]))
+        return list(dict.fromkeys([*map(self.bare, self.widths), *attention, *mlp, *self.stems]))
 
 
 def grid(teacher: ViT, rounding: Rounding) -> Grid:
@@ -71,7 +74,19 @@ def grid(teacher: ViT, rounding: Rounding) -> Grid:
         tuple(sorted(widths)),
         (sizes("num_heads", (2,)), sizes("qk_dim", ()), sizes("v_dim", ())),
         (sizes("mlp_dim", (4, 2)),),
+        _stems(teacher, min(widths)),
     )
+
+
+def _stems(teacher: ViT, width: int) -> tuple[ViT, ...]:
+    if not teacher.stem or not teacher.stem.num_units:
+        return ()
+    found = []
+    for part in _STEM_PARTS:
+        left = tuple(max(has // part, min(GROUPS_STEP, has)) for has in groups(teacher.stem))
+        stem = dataclasses.replace(teacher.stem, groups=left)
+        found.append(dataclasses.replace(teacher, blocks=(), width=width, stem=stem, norm_eps=1e-6))
+    return tuple(found)
 
 
 def _without_blocks(model: ViT) -> ViT:
@@ -107,15 +122,30 @@ class CostTable:
             sizes.attention_axes, lambda heads, query_key, value: Block(heads, query_key, value, 0)
         )
         self._mlp = values(sizes.mlp_axes, lambda neurons: Block(0, 0, 0, neurons))
+        narrowest_ms = bare_ms[sizes.widths[0]]
+        self._stems = [macs(one) for one in sizes.stems]
+        self._stems_ms = monotone(np.array([measured_ms[one] - narrowest_ms for one in sizes.stems]))
         self._block_ms = functools.cache(self._read)
 
     def __call__(self, model: ViT) -> float:
         """Milliseconds, up to what the whole adds: `correction.Line` knows that."""
         bare = between((self._grid.widths,), self._bare, (model.width,))
-        return bare + sum(
-            self._block_ms(model.width, dataclasses.replace(block, merge=0)) * _share(model, block, tokens)
-            for block, tokens in zip(model.blocks, model.tokens_by_block)
+        return (
+            bare
+            + self._stem_ms(model)
+            + sum(
+                self._block_ms(model.width, dataclasses.replace(block, merge=0))
+                * _share(model, block, tokens)
+                for block, tokens in zip(model.blocks, model.tokens_by_block)
+            )
         )
+
+    def _stem_ms(self, model: ViT) -> float:
+        """The time of the model's stem, by its arithmetic; of one without units only its cells are known, the same for all cuts."""
+        if not self._stems:
+            return 0.0
+        alone = dataclasses.replace(model, blocks=(), width=self._grid.widths[0])
+        return float(np.interp(macs(alone), self._stems, self._stems_ms))
 
     def _read(self, width: int, block: Block) -> float:
         total = 0.0

@@ -89,7 +89,7 @@ def measure(
     ridge: float,
 ) -> Losses:
     """The losses of every layer: repaired on images `fitted`, judged on images `held_out`, both normalised (images, H, W, C)."""
-    table = _Table(teacher, params, held_out, batch)
+    table = Table(teacher, params, held_out, batch)
     stream = streams.embed(teacher, params, fitted, batch)
     found: list[LayerCurves] = []
     with progress(len(teacher.blocks), "losses") as bar:
@@ -109,7 +109,7 @@ def measure(
     return found
 
 
-class _Table:
+class Table:
     """The teacher on the held-out images, up to the layer that is changed."""
 
     def __init__(self, teacher: ViT, params: Params, held_out: Array, batch: int) -> None:
@@ -131,6 +131,10 @@ class _Table:
         # What is smaller loses no less: the rest is the noise of few images.
         rising = np.maximum.accumulate([0.0, *losses[::-1]])[::-1]
         return Curve((*sizes, full), tuple(float(loss) for loss in rising))
+
+    def loss_of(self, stream: Array) -> float:
+        """The loss of what made `stream` (images, T, D) out of the held-out images, up to this layer."""
+        return divergence(self._wanted, self._said(stream, self._params["blocks"]))
 
     def advance(self) -> None:
         """On to the next layer."""

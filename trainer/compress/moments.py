@@ -75,6 +75,14 @@ class Moments:
         covariance, _, mean, _ = self._centred()
         return covariance, mean
 
+    def linear(self, damping: float) -> Array:
+        """Kernel (A, T) of the least-squares fit without bias, with `damping` times the mean square on the diagonal."""
+        covariance, crossed, mean, target_mean = self._centred()
+        squares, products = covariance + np.outer(mean, mean), crossed + np.outer(mean, target_mean)
+        typical = max(float(np.trace(squares)) / len(squares), np.finfo(np.float64).tiny)
+        kernel = np.linalg.solve(squares + damping * typical * np.eye(len(squares)), products)
+        return kernel.astype(np.float32)
+
     def ridge(self, damping: float, used: Array | None = None) -> tuple[Array, Array]:
         """Kernel (A, T) and bias (T,) of the affine least-squares fit, with `damping` times the mean variance on the diagonal.
 

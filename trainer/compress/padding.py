@@ -9,7 +9,7 @@ import numpy as np
 
 from trainer.compress.moments import Array
 from trainer.compress.plan import Plan
-from trainer.description import Block, ViT
+from trainer.description import GROUPS, Block, Stem, ViT, unit_convolutions
 from trainer.models.build import Params
 
 _NOTHING = Block(0, 0, 0, 0)
@@ -40,7 +40,35 @@ def padded_model(teacher: ViT, plan: Plan, params: Params) -> tuple[ViT, Params]
         attention = full if left.num_heads else _NOTHING
         neurons = full.mlp_dim if left.mlp_dim else 0
         blocks.append(dataclasses.replace(attention, mlp_dim=neurons, merge=left.merge))
-    return dataclasses.replace(cut, blocks=tuple(blocks)), {**params, "blocks": new}
+    grown = {**params, "blocks": new}
+    if plan.stem and teacher.stem and cut.stem:
+        cut = dataclasses.replace(cut, stem=plain(teacher.stem))
+        grown["stem"] = _padded_stem(teacher.stem, params["stem"])
+    return dataclasses.replace(cut, blocks=tuple(blocks)), grown
+
+
+def plain(stem: Stem) -> Stem:
+    """The stem with all of its channels, whose kernels are used as they are."""
+    return dataclasses.replace(stem, groups=stem.groups or (GROUPS,) * stem.num_units)
+
+
+def padded_unit(stem: Stem, place: tuple[int, int], params: Params) -> Params:
+    """A cut unit with as many channels as that of `stem` at `place`: whole groups of zeros, which their norm leaves alone."""
+    inner = unit_convolutions(stem, *place)["conv2"].outputs
+    new = dict(params)
+    for name, axes in (("conv1", (-1,)), ("conv2", (-2, -1)), ("conv3", (-2,))):
+        new[name] = {"kernel": _grown(params[name]["kernel"], dict.fromkeys(axes, inner))}
+    for name in ("conv1_norm", "conv2_norm"):
+        new[name] = {part: _grown(value, {-1: inner}) for part, value in params[name].items()}
+    return new
+
+
+def _padded_stem(stem: Stem, params: Params) -> Params:
+    stages: Params = {}
+    for stage, unit in stem.places:
+        own = params["stages"][str(stage)][str(unit)]
+        stages.setdefault(str(stage), {})[str(unit)] = padded_unit(stem, (stage, unit), own)
+    return {**params, "stages": stages}
 
 
 def kept_heads(left: Block, full: Block) -> Array:

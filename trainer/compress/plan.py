@@ -29,20 +29,33 @@ class Layer:
 
 
 @dataclasses.dataclass(frozen=True)
+class Unit:
+    """What stays inside one unit of a hybrid's stem: as many groups of channels behind either of its first two convolutions."""
+
+    conv1: tuple[int, ...]
+    conv2: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """The layers that stay, from the input up, and the channels of the residual stream (0: as many as the teacher's).
 
-    `merged` is how many pairs of tokens each of these layers merges; empty: as many as in the teacher.
+    `merged` is how many pairs of tokens each of these layers merges; empty: as many as in the teacher. `stem` has every unit of
+    the stem; empty: all of it stays.
     """
 
     layers: tuple[Layer, ...]
     width: int = 0
     merged: tuple[int, ...] = ()
+    stem: tuple[Unit, ...] = ()
 
     def shape_of(self, teacher: ViT) -> ViT:
         """The description of the cut model."""
         blocks = tuple(layer.block for layer in self.layers)
         shape = dataclasses.replace(narrowed(teacher, self.width or teacher.width), blocks=blocks)
+        if self.stem and teacher.stem:
+            groups = tuple(len(unit.conv1) for unit in self.stem)
+            shape = dataclasses.replace(shape, stem=dataclasses.replace(teacher.stem, groups=groups))
         inherited = (teacher.blocks[layer.source].merge if layer.heads else 0 for layer in self.layers)
         return merging(shape, self.merged or tuple(inherited))
 
@@ -57,7 +70,8 @@ def from_json(values: dict[str, Any]) -> Plan:
         Layer(**{**layer, "heads": tuple(layer["heads"]), "neurons": tuple(layer["neurons"])})
         for layer in values["layers"]
     ]
-    return Plan(tuple(layers), values["width"], tuple(values.get("merged", ())))
+    units = [Unit(tuple(unit["conv1"]), tuple(unit["conv2"])) for unit in values.get("stem", ())]
+    return Plan(tuple(layers), values["width"], tuple(values.get("merged", ())), tuple(units))
 
 
 def narrowed(teacher: ViT, width: int) -> ViT:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainer.compress import streams, width
+from trainer.compress import cells, stem, streams, width
 from trainer.compress.lowrank import cut_query_key, cut_value_output
 from trainer.compress.moments import Array, Moments
 from trainer.compress.padding import kept_heads, padded
@@ -82,7 +82,8 @@ def cut(
     if plan.width not in (0, teacher.width):
         width.check_width(teacher, plan.width)
         to_narrow = width.projection(seen.directions, plan.width)
-    walk = _Walk(teacher, params, to_narrow, seen.walk(), how)
+    cut_stem = stem.cut(teacher, params, plan.stem, images, how.batch, how.ridge if how.fit else None)
+    walk = _Walk(teacher, params, to_narrow, seen.walk(), how, cut_stem)
     by_source = {layer.source: layer for layer in plan.layers}
     blocks = [walk.through(index, by_source.get(index)) for index in range(len(teacher.blocks))]
     kept = {
@@ -119,7 +120,13 @@ class _Walk:
     """Teacher and student streams on the calibration images, taken through the blocks together."""
 
     def __init__(
-        self, teacher: ViT, params: Params, to_narrow: Array | None, walked: Iterator[Array], how: Repair
+        self,
+        teacher: ViT,
+        params: Params,
+        to_narrow: Array | None,
+        walked: Iterator[Array],
+        how: Repair,
+        cut_stem: stem.Cut | None,
     ) -> None:
         self._model, self._params, self._how, self._walked = teacher, params, how, walked
         self._narrow, self.start = teacher, params  # the student before its inner sizes are cut
@@ -129,6 +136,20 @@ class _Walk:
         if to_narrow is not None:
             self._narrow, self.start = width.narrow(teacher, params, to_narrow)
             self._student = self._teacher @ self._to_narrow
+        if cut_stem is not None:
+            self._begin_anew(cut_stem)
+
+    def _begin_anew(self, cut_stem: stem.Cut) -> None:
+        """The student's stream as its own stem makes it, the patch embedding fitted to what the teacher's makes."""
+        patch = self.start["patch"]
+        self._cut = self._cut or cut_stem.changed
+        if self._how.fit and cut_stem.changed:
+            wanted = self._teacher if self._to_narrow is None else self._teacher @ self._to_narrow
+            patch = stem.refit_patch(
+                self._narrow, self.start, cut_stem.cells, wanted, self._how.batch, self._how.ridge
+            )
+        self.start = {**self.start, "stem": cut_stem.params, "patch": patch}
+        self._student = cells.place(self._narrow, self.start, cut_stem.cells, self._how.batch)
 
     def through(self, index: int, layer: Layer | None) -> Params | None:
         """The repaired block that `layer` keeps of the teacher's block `index`, or None where it keeps none."""

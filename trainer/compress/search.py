@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from serving.command import UserError, progress
-from trainer.compress import allocate, losses, spend, streams
+from trainer.compress import allocate, losses, spend, stem_losses, streams
 from trainer.compress.allocate import Cost, Rounding
 from trainer.compress.losses import Losses, divergence
 from trainer.compress.moments import Array
@@ -93,11 +93,10 @@ def missed_least(teacher: Teacher, judge: Judge) -> list[int]:
 
 
 def measure_losses(teacher: Teacher, scores: Scores, judge: Judge) -> Losses:
-    """What each part of each layer loses by size, on the judge's split of the images."""
-    how = teacher.how
-    return losses.measure(
-        teacher.model, teacher.params, scores, judge.fitted, judge.held_out, how.batch, how.ridge
-    )
+    """What each part of each layer, and each unit of a stem, loses by size, on the judge's split of the images."""
+    model, params, how = teacher.model, teacher.params, teacher.how
+    of_blocks = losses.measure(model, params, scores, judge.fitted, judge.held_out, how.batch, how.ridge)
+    return [*of_blocks, *stem_losses.measure(model, params, scores, judge.fitted, judge.held_out, how)]
 
 
 def to_budget(

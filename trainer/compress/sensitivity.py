@@ -70,7 +70,9 @@ class Sensitivity:
 
     def _curves(self) -> Iterator[tuple[int, str, int, list[tuple[int, float]]]]:
         """(layer, kind, whole size, (kept, loss) of every measured size, the least first)."""
-        for layer, curves in enumerate(self.losses):
+        blocks = sum("stem" not in curves for curves in self.losses)
+        for place, curves in enumerate(self.losses):
+            layer = place - blocks if "stem" in curves else place  # a stem's units are counted on their own
             for kind, curve in curves.items():
                 yield (
                     layer,

@@ -1,7 +1,7 @@
 """How a budget is spent best at one width: the sizes of every branch, by dynamic programming over what they cost and lose.
 
 Costs must be sums over branches, as parameters, MACs and bytes are, and tables of timed branches. A branch may also vanish, and
-a layer with both of its branches, so that depth is chosen along.
+a layer with both of its branches, so that depth is chosen along. The units of a hybrid's stem spend from the same budget.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from trainer.compress import knapsack
-from trainer.compress.allocate import Cost, Rounding, best
+from trainer.compress.allocate import GROUPS_STEP, Cost, Rounding, best, units_of
 from trainer.compress.losses import LayerCurves, Losses
 from trainer.compress.plan import Layer, Plan, narrowed
 from trainer.compress.scores import Scores
@@ -25,21 +25,54 @@ def within(
     teacher: ViT, width: int, scores: Scores, losses: Losses, cost: Cost, budget: int, rounding: Rounding
 ) -> Plan | None:
     """The plan of `width` that loses least within `budget`, or None where there is none."""
-    bare = dataclasses.replace(narrowed(teacher, width), blocks=())
+    units = list(_units(losses[len(teacher.blocks) :]))
+    bare = _with_units(
+        dataclasses.replace(narrowed(teacher, width), blocks=()), [unit[0][0] for unit in units]
+    )
     fixed, limit = cost(bare), float(budget)
     groups = [list(_options(block, curves, rounding)) for block, curves in _branches(teacher, losses)]
     costs = [np.array([_branch_cost(bare, option, cost) for option, _ in group]) for group in groups]
+    costs += _unit_costs(bare, units, cost)
     weights = [np.array([loss for _, loss in group]) for group in groups]
+    weights += [np.array([loss for _, loss in unit]) for unit in units]
     for _ in range(_TRIES):
         chosen = knapsack.choose(costs, weights, limit - fixed)
         if chosen is None:
             return None
         plan = _plan(teacher, width, scores, [group[index][0] for group, index in zip(groups, chosen)])
+        left = [unit[index][0] for unit, index in zip(units, chosen[len(groups) :])]
+        plan = dataclasses.replace(plan, stem=units_of(teacher, scores, left))
         if plan.layers and (spent := cost(plan.shape_of(teacher))) > budget:
             limit -= spent - budget
             continue
         return plan if plan.layers else None
     return None
+
+
+def _units(losses: Losses) -> Iterator[list[tuple[int, float]]]:
+    """For each unit of the stem, the groups that may stay, the fewest first, and what that loses."""
+    for curves in losses:
+        curve = curves["stem"]
+        yield [(left, curve.at(left)) for left in steps(curve.sizes[-1], GROUPS_STEP)]
+
+
+def _with_units(model: ViT, left: Sequence[int]) -> ViT:
+    if not left or not model.stem:
+        return model
+    return dataclasses.replace(model, stem=dataclasses.replace(model.stem, groups=tuple(left)))
+
+
+def _unit_costs(bare: ViT, units: Sequence[list[tuple[int, float]]], cost: Cost) -> list[np.ndarray]:
+    """What the options of each unit cost more than the first one, in a model without blocks whose units have their first."""
+    least = [options[0][0] for options in units]
+
+    def grown(place: int, left: int) -> ViT:
+        return _with_units(bare, [*least[:place], left, *least[place + 1 :]])
+
+    return [
+        np.array([float(cost(grown(place, left)) - cost(bare)) for left, _ in options])
+        for place, options in enumerate(units)
+    ]
 
 
 def _branch_cost(bare: ViT, branch: Block, cost: Cost) -> float:
@@ -51,7 +84,7 @@ def _branch_cost(bare: ViT, branch: Block, cost: Cost) -> float:
 
 def _branches(teacher: ViT, losses: Losses) -> Iterator[tuple[Block, LayerCurves]]:
     """Each layer's attention and then its MLP, as blocks of one branch."""
-    for block, curves in zip(teacher.blocks, losses, strict=True):
+    for block, curves in zip(teacher.blocks, losses):  # behind these are the units of the stem
         yield dataclasses.replace(block, mlp_dim=0), curves
         yield Block(0, 0, 0, block.mlp_dim), curves
 

@@ -77,12 +77,12 @@ def _whole(model: ViT) -> Callable[[Params, jax.Array], jax.Array]:
 def embed(model: ViT, params: Params, images: Array, size: int) -> Array:
     """Normalised images (images, H, W, C) → the stream before the first block."""
     bare = dataclasses.replace(model, blocks=())
-    return _in_batches(_embedding(bare), {**params, "blocks": {}}, images, size)
+    return in_batches(_embedding(bare), {**params, "blocks": {}}, images, size)
 
 
 def add_branch(branch: Branch, params: Params, stream: Array, size: int) -> Array:
     """The stream after `branch`."""
-    return stream + _in_batches(lambda params, x: branch(params, x)[0], params, stream, size)
+    return stream + in_batches(lambda params, x: branch(params, x)[0], params, stream, size)
 
 
 def walk(model: ViT, params: Params, images: Array, size: int) -> Iterator[Array]:
@@ -100,7 +100,7 @@ def walk(model: ViT, params: Params, images: Array, size: int) -> Iterator[Array
 def features(model: ViT, params: Params, stream: Array, size: int) -> Array:
     """What each head reads, (images, R, D), of the stream after the last block."""
     bare = dataclasses.replace(model, blocks=())
-    return _in_batches(_readout(bare), {**params, "blocks": {}}, stream, size)
+    return in_batches(_readout(bare), {**params, "blocks": {}}, stream, size)
 
 
 def logits(model: ViT, params: Params, images: Array, size: int) -> Array:
@@ -109,7 +109,7 @@ def logits(model: ViT, params: Params, images: Array, size: int) -> Array:
     A model that merges tokens runs as a whole.
     """
     if any(block.merge for block in model.blocks):
-        return _in_batches(_whole(model), params, images, size)
+        return in_batches(_whole(model), params, images, size)
     *_, stream = walk(model, params, images, size)
     read = features(model, params, stream, size)
     said = [said_by(params[name], read[:, index]) for index, name in enumerate(head_names(model))]
@@ -139,5 +139,5 @@ def attention_moments(
     return norm, averaged
 
 
-def _in_batches(run: Callable[[Params, Any], jax.Array], params: Params, inputs: Array, size: int) -> Array:
+def in_batches(run: Callable[[Params, Any], jax.Array], params: Params, inputs: Array, size: int) -> Array:
     return np.concatenate([np.asarray(run(params, inputs[rows])) for rows in batches(len(inputs), size)])

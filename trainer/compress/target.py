@@ -8,6 +8,8 @@ import dataclasses
 
 from serving.command import UserError
 from trainer.compress import allocate, width
+from trainer.compress.allocate import units_of
+from trainer.compress.cells import groups
 from trainer.compress.plan import Layer, Plan
 from trainer.compress.scores import Scores
 from trainer.config.compression import Shape
@@ -24,6 +26,7 @@ class Sizes:
     qk_dim: int
     v_dim: int
     mlp_dim: int
+    stem_groups: int  # of GroupNorm's groups of inner channels of a stem's unit; 0 without one
 
 
 def sizes_of(model: ViT) -> Sizes:
@@ -32,7 +35,8 @@ def sizes_of(model: ViT) -> Sizes:
         name: max((getattr(block, name) for block in model.blocks), default=0)
         for name in ("num_heads", "qk_dim", "v_dim", "mlp_dim")
     }
-    return Sizes(num_layers=len(model.blocks), hidden_size=model.width, **most)
+    stem = max(groups(model.stem), default=0)
+    return Sizes(num_layers=len(model.blocks), hidden_size=model.width, stem_groups=stem, **most)
 
 
 def asked(shape: Shape, teacher: ViT) -> Sizes:
@@ -85,7 +89,8 @@ def plan(teacher: ViT, scores: Scores, dropped: set[int], sizes: Sizes) -> Plan:
     )
     chosen = allocate.stated(teacher, scores, dropped, heads, neurons)
     layers = tuple(_thinned(layer, sizes, has) for layer in chosen.layers)
-    return Plan(layers, 0 if sizes.hidden_size == teacher.width else sizes.hidden_size)
+    units = units_of(teacher, scores, [min(sizes.stem_groups, own) for own in groups(teacher.stem)])
+    return Plan(layers, 0 if sizes.hidden_size == teacher.width else sizes.hidden_size, stem=units)
 
 
 def _thinned(layer: Layer, sizes: Sizes, has: Sizes) -> Layer:

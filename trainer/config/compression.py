@@ -54,6 +54,9 @@ class Shape:
     qk_dim: Annotated[int, "query and key dims of each head; 0 keeps the teacher's"]
     v_dim: Annotated[int, "value dims of each head; 0 keeps the teacher's"]
     mlp_dim: Annotated[int, "neurons in each block; 0 keeps the teacher's"]
+    stem_groups: Annotated[
+        int, "of 32 groups of channels inside each unit of a hybrid's stem; 0 keeps the teacher's"
+    ]
     merge: Annotated[int, "pairs of tokens that each block from the third on makes one of; 0: none more"]
 
 

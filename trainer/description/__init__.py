@@ -14,13 +14,14 @@ from trainer.description.serialise import (
     require_vit,
     to_json,
 )
-from trainer.description.stem import Convolution, Stem, unit_convolutions
+from trainer.description.stem import GROUPS, Convolution, Stem, unit_convolutions
 from trainer.description.text import TextTower
 from trainer.description.towers import TwoTowers
 from trainer.description.variants import named, variant_names
 from trainer.description.vit import Block, ViT, merging, uniform, without_merging
 
 __all__ = [
+    "GROUPS",
     "Block",
     "Classifier",
     "Convolution",

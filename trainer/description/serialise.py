@@ -21,6 +21,7 @@ _KINDS: dict[str, type[ViT | Mixer | TextTower | TwoTowers]] = {
     "text": TextTower,
     "two_towers": TwoTowers,
 }
+_LATER: tuple[tuple[str, Any], ...] = (("merge", 0), ("groups", ()))
 _NUMBERS = {"int": int, "float": float}
 
 
@@ -31,8 +32,8 @@ def to_json(model: Model) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        # Blocks that merge nothing are written as before there was merging, so that older versions read them.
-        return {name: _plain(item) for name, item in value.items() if (name, item) != ("merge", 0)}
+        # What merges nothing and has a whole stem is written as before there was either, so that older versions read it.
+        return {name: _plain(item) for name, item in value.items() if (name, item) not in _LATER}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
@@ -68,8 +69,8 @@ def _field(cls: type, name: str, value: Any) -> Any:
     if name == "image_size":
         height, width = (int(side) for side in value)
         return height, width
-    if name == "stages":
-        return tuple(int(units) for units in value)
+    if name in ("stages", "groups"):
+        return tuple(int(count) for count in value)
     if name == "stem" and value is not None:
         return Stem(**{item: _field(Stem, item, part) for item, part in value.items()})
     if name in ("image", "text"):

@@ -10,9 +10,10 @@ import jax
 from flax import nnx
 
 from serving.command import UserError
-from trainer.description import Block, Mixer, Model, TextTower, TwoTowers, ViT
+from trainer.description import Block, Mixer, Model, Stem, TextTower, TwoTowers, ViT
 from trainer.models.encoder import EncoderBlock
 from trainer.models.mixer import MlpMixer
+from trainer.models.stem import Bottleneck
 from trainer.models.text import TextEncoder
 from trainer.models.towers import ImageTextPair
 from trainer.models.vit import VisionTransformer
@@ -89,6 +90,16 @@ def _abstract_block(model: ViT, block: Block) -> tuple[nnx.GraphDef, nnx.State]:
 def bind_block(model: ViT, block: Block, params: Params) -> EncoderBlock:
     """One encoder block of `model`'s width, GELU and norm, holding `params` (a value of params["blocks"])."""
     return _filled(*_abstract_block(model, block), params)
+
+
+@functools.lru_cache(maxsize=128)
+def _abstract_unit(stem: Stem, place: tuple[int, int]) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: Bottleneck(stem, *place, nnx.Rngs(0))))
+
+
+def bind_unit(stem: Stem, place: tuple[int, int], params: Params) -> Bottleneck:
+    """The bottleneck at `place` (stage, unit) of a stem, holding `params`."""
+    return _filled(*_abstract_unit(stem, place), params)
 
 
 def _filled(graph: nnx.GraphDef, state: nnx.State, params: Params) -> Any:

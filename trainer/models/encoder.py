@@ -16,9 +16,8 @@ from flax import nnx
 
 from trainer.description import Block, TextTower, ViT
 
-BlockGates = Mapping[
-    str, jax.Array
-]  # heads (N,), query_key (N, K), value (N, V), mlp (F,), attention (), mlp_branch ()
+# Their names and shapes: norm1 (D,), heads (N,), query_key (N, K), value (N, V), attention (), norm2 (D,), mlp (F,), mlp_branch ()
+BlockGates = Mapping[str, jax.Array]
 Taps = dict[str, jax.Array]
 
 _xavier = nnx.initializers.xavier_uniform()
@@ -97,14 +96,15 @@ class EncoderBlock(nnx.Module):
         self, x: jax.Array, gates: BlockGates | None = None, sizes: jax.Array | None = None
     ) -> tuple[jax.Array, Taps]:
         """The attention branch of the residual stream x (B, T, D); taps add norm (B, T, D), the branch's input."""
-        normed = self.norm1(x)
+        normed = _gate(self.norm1(x), gates, "norm1")
         out, taps = self.attention(normed, gates, sizes=sizes)
         return _gate(out, gates, "attention"), {**taps, "norm": normed}
 
     def transform(self, x: jax.Array, gates: BlockGates | None = None) -> tuple[jax.Array, Taps]:
-        """The MLP branch of the residual stream x (B, T, D)."""
-        out, taps = self.mlp(self.norm2(x), gates)
-        return _gate(out, gates, "mlp_branch"), taps
+        """The MLP branch of the residual stream x (B, T, D); taps add norm (B, T, D), the branch's input."""
+        normed = _gate(self.norm2(x), gates, "norm2")
+        out, taps = self.mlp(normed, gates)
+        return _gate(out, gates, "mlp_branch"), {**taps, "norm": normed}
 
 
 def blocks_of(model: ViT | TextTower, rngs: nnx.Rngs) -> nnx.Dict:

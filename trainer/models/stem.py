@@ -3,6 +3,7 @@
 Shapes: B batch, H W pixels or cells, C channels. Padding is TensorFlow's SAME: what is odd goes to the bottom and the right.
 """
 
+from collections.abc import Mapping
 from functools import partial
 
 import jax
@@ -11,26 +12,35 @@ from flax import nnx
 
 from trainer.description import Convolution, Stem, unit_convolutions
 
-_GROUPS = 32  # Wu and He 2018, arXiv:1803.08494
+UnitGates = Mapping[
+    str, jax.Array
+]  # conv1 and conv2 (groups,): what GroupNorm's groups of inner channels are multiplied by
+Taps = dict[str, jax.Array]
 
 
 class StandardisedConv(nnx.Module):
-    """A convolution without bias whose kernel has mean 0 and deviation 1 per output channel (arXiv:1903.10520, equation 3)."""
+    """A convolution without bias whose kernel has mean 0 and deviation 1 per output channel (arXiv:1903.10520, equation 3).
+
+    In a stem that was cut the kernel is used as it is.
+    """
 
     def __init__(self, shape: Convolution, stem: Stem, rngs: nnx.Rngs) -> None:
         size = (shape.kernel, shape.kernel, shape.inputs, shape.outputs)
         self.kernel = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), size))
         self.strides = (shape.stride, shape.stride)
-        self.eps, self.eps_on = stem.kernel_eps, stem.kernel_eps_on
+        self.eps, self.eps_on, self.plain = stem.kernel_eps, stem.kernel_eps_on, not stem.standardised
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, C) → (B, ⌈H / stride⌉, ⌈W / stride⌉, outputs)."""
         return jax.lax.conv_general_dilated(
-            x, self._standardised(), self.strides, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            x, self.used_kernel(), self.strides, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
 
-    def _standardised(self) -> jax.Array:
+    def used_kernel(self) -> jax.Array:
+        """The kernel (H, W, I, O) that images meet."""
         kernel = jnp.asarray(self.kernel[...])  # NumPy, which sums otherwise, may have been bound
+        if self.plain:
+            return kernel
         centred = kernel - kernel.mean(axis=(0, 1, 2))
         if self.eps_on == "variance":
             return centred / jnp.sqrt(centred.var(axis=(0, 1, 2)) + self.eps)
@@ -39,7 +49,12 @@ class StandardisedConv(nnx.Module):
 
 def _norm(shape: Convolution, stem: Stem, rngs: nnx.Rngs, fresh_scale: float = 1.0) -> nnx.GroupNorm:
     init = nnx.initializers.constant(fresh_scale)
-    return nnx.GroupNorm(shape.outputs, _GROUPS, epsilon=stem.norm_eps, scale_init=init, rngs=rngs)
+    return nnx.GroupNorm(shape.outputs, shape.groups, epsilon=stem.norm_eps, scale_init=init, rngs=rngs)
+
+
+def _gated(x: jax.Array, gates: UnitGates | None, name: str) -> jax.Array:
+    """(B, H, W, C) with each of as many equal groups of channels as there are gates multiplied by its own."""
+    return x if gates is None else x * jnp.repeat(gates[name], x.shape[-1] // len(gates[name]))
 
 
 class Bottleneck(nnx.Module):
@@ -56,12 +71,19 @@ class Bottleneck(nnx.Module):
         if self.has_proj:
             self.proj, self.proj_norm = conv(shapes["proj"]), norm(shapes["proj"])
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, H, W, C) → (B, ⌈H / stride⌉, ⌈W / stride⌉, 4 · inner channels); the stride is that of the 3x3."""
+    def __call__(self, x: jax.Array, gates: UnitGates | None = None) -> tuple[jax.Array, Taps]:
+        """(B, H, W, C) → (B, ⌈H / stride⌉, ⌈W / stride⌉, 4 · inner channels); the stride is that of the 3x3.
+
+        Taps: inner1 and inner2 (B, ·, ·, inner channels), what conv2 and conv3 read, and made2 and made3, what these two make
+        before their norms.
+        """
         shortcut = self.proj_norm(self.proj(x)) if self.has_proj else x
-        y = jax.nn.relu(self.conv1_norm(self.conv1(x)))
-        y = jax.nn.relu(self.conv2_norm(self.conv2(y)))
-        return jax.nn.relu(shortcut + self.conv3_norm(self.conv3(y)))
+        inner1 = _gated(jax.nn.relu(self.conv1_norm(self.conv1(x))), gates, "conv1")
+        made2 = self.conv2(inner1)
+        inner2 = _gated(jax.nn.relu(self.conv2_norm(made2)), gates, "conv2")
+        made3 = self.conv3(inner2)
+        taps = {"inner1": inner1, "made2": made2, "inner2": inner2, "made3": made3}
+        return jax.nn.relu(shortcut + self.conv3_norm(made3)), taps
 
 
 class ResNetStem(nnx.Module):
@@ -73,15 +95,29 @@ class ResNetStem(nnx.Module):
         stages = {str(s): _stage(stem, s, count, rngs) for s, count in enumerate(stem.stages)}
         self.stages = nnx.Dict(stages)
 
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """(B, H, W, C) → (B, rows, columns, channels) as `Stem.grid` and `Stem.out_channels` say."""
-        x = jax.nn.relu(self.root_norm(self.root(images)))
-        x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
-        for s in range(len(self.stages)):
-            stage = self.stages[str(s)]
-            for u in range(len(stage)):
-                x = stage[str(u)](x)
+        self.places = stem.places
+
+    def __call__(self, images: jax.Array, gates: Mapping[str, UnitGates] | None = None) -> jax.Array:
+        """(B, H, W, C) → (B, rows, columns, channels) as `Stem.grid` and `Stem.out_channels` say; `gates` by `gates_name`."""
+        x = self.begin(images)
+        for index in range(len(self.places)):
+            x, _ = self.unit(index)(x, None if gates is None else gates[gates_name(index)])
         return x
+
+    def begin(self, images: jax.Array) -> jax.Array:
+        """Images (B, H, W, C) → what the first unit reads."""
+        x = jax.nn.relu(self.root_norm(self.root(images)))
+        return nnx.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
+
+    def unit(self, index: int) -> Bottleneck:
+        """The unit at `index`, counted from the input through all stages."""
+        stage, unit = self.places[index]
+        return self.stages[str(stage)][str(unit)]
+
+
+def gates_name(unit: int) -> str:
+    """What the gates of a unit are called beside those of blocks."""
+    return f"stem unit {unit}"
 
 
 def _stage(stem: Stem, stage: int, count: int, rngs: nnx.Rngs) -> nnx.Dict:

@@ -43,9 +43,13 @@ class VisionTransformer(nnx.Module):
             setattr(self, name, nnx.Linear(model.width, model.num_classes, kernel_init=zeros, rngs=rngs))
         self.depth, self.num_patches = len(model.blocks), model.num_patches
 
-    def embed(self, images: jax.Array) -> jax.Array:
+    def embed(self, images: jax.Array, gates: Mapping[str, BlockGates] | None = None) -> jax.Array:
         """Images (B, H, W, C) → tokens with positions (B, T, D): class token, distillation token, patches."""
-        tokens = self.patch(self.stem(images) if self.stem else images)
+        return self.place(self.stem(images, gates) if self.stem else images)
+
+    def place(self, cells: jax.Array) -> jax.Array:
+        """What the patch embedding reads, pixels or cells of the stem (B, H, W, C) → tokens with positions (B, T, D)."""
+        tokens = self.patch(cells)
         tokens = tokens.reshape(tokens.shape[0], -1, tokens.shape[-1])
         shape = (tokens.shape[0], 1, tokens.shape[-1])
         prefix = [jnp.broadcast_to(getattr(self, name)[...], shape) for name in self.prefix]
@@ -74,7 +78,10 @@ class VisionTransformer(nnx.Module):
         regularisation: Regularisation = OFF,
         key: jax.Array | None = None,
     ) -> jax.Array:
-        """Logits (B, num_classes), or features (B, D); `gates` by block index as text; `key` switches `regularisation` on."""
+        """Logits (B, num_classes), or features (B, D); `key` switches `regularisation` on.
+
+        `gates` go by block index as text, those of stem units by `stem.gates_name`.
+        """
         return self.outputs(images, gates, regularisation, key).logits
 
     def outputs(
@@ -86,7 +93,7 @@ class VisionTransformer(nnx.Module):
     ) -> Outputs:
         """The logits, what each head says, and the residual stream behind every block."""
         drop, streams = Drop(regularisation, key, self.depth), []
-        x, sizes = drop.elements(self.embed(images)), None
+        x, sizes = drop.elements(self.embed(images, gates)), None
         for index in range(self.depth):
             block, own = self.block(index), None if gates is None else gates[str(index)]
             if block.has_attention:

@@ -99,6 +99,11 @@ def _require_uniform(model: Model, reader: str) -> None:
         towers = (model.image, model.text)
     elif isinstance(model, ViT | TextTower):
         towers = (model,)
+    if isinstance(model, ViT) and model.stem and model.stem.groups:
+        raise UserError(
+            f"the model was cut: its stem has fewer channels, which {reader} cannot build; keep it as a checkpoint or "
+            "export it as a bundle"
+        )
     for tower in (one for one in towers if one.blocks):
         block = tower.blocks[0]
         fits = block.qk_dim == block.v_dim and block.num_heads * block.qk_dim == tower.width and block.mlp_dim

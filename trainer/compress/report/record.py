@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from trainer import description
 from trainer.compress import choosing
+from trainer.compress.cells import groups
 from trainer.compress.choosing import COSTS, Choice
 from trainer.compress.given import Given
 from trainer.compress.plan import Plan
@@ -69,6 +70,7 @@ class Record:
             "plan": _layers(self.chosen.plan, self.cut_from.teacher.model),
             "width": [self._model.width, self.cut_from.teacher.model.width],
             "layers_removed": _removed(self.chosen.plan, self.cut_from.teacher.model),
+            "stem": _stem(self.chosen.plan, self.cut_from.teacher.model),
             "budget_search": self.choice.met,
             "sensitivity": None if self.sensitivity is None else self.sensitivity.to_json(),
             "sensitivity_text": "" if self.sensitivity is None else self.sensitivity.markdown(),
@@ -190,6 +192,11 @@ def _layers(plan: Plan, teacher: ViT) -> list[Facts]:
             | {name: [getattr(block, name), getattr(full, name)] for name in names}
         )
     return rows
+
+
+def _stem(plan: Plan, teacher: ViT) -> list[list[int]]:
+    """Groups of inner channels that stay, and how many there were, of every unit of a hybrid's stem."""
+    return [list(both) for both in zip(groups(plan.shape_of(teacher).stem), groups(teacher.stem))]
 
 
 def _removed(plan: Plan, teacher: ViT) -> list[int]:

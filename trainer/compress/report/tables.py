@@ -184,6 +184,10 @@ def _candidates(facts: Facts) -> Table:
     return Table("Candidates: cut, repaired and judged", columns, rows, marked)
 
 
+def _kept(pairs: list[list[int]]) -> str:
+    return ", ".join("{} of {}".format(*pair) for pair in pairs)
+
+
 def notes(facts: Facts) -> list[str]:
     """What the tables do not say."""
     width, full = facts["width"]
@@ -191,6 +195,7 @@ def notes(facts: Facts) -> list[str]:
     seconds = ", ".join(f"{name} {value:g} s" for name, value in facts["seconds"].items())
     return [
         f"Layers removed: {gone}. Channels of the residual stream: {width} of {full}.",
+        *([f"Groups of channels inside the stem's units: {_kept(facts['stem'])}."] if facts["stem"] else []),
         "KL to the teacher is of predictions, in nats an image, without labels, on calibration images that repaired nothing. "
         "On the front is what no cheaper candidate comes as near to the teacher as.",
         *(f"Remark: {remark}." for remark in facts["remarks"]),

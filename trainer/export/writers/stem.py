@@ -6,12 +6,11 @@ standardised here, once and in double precision, instead of in every call.
 
 import numpy as np
 
-from trainer.description import Stem, unit_convolutions
+from trainer.description import GROUPS, Stem, unit_convolutions
 from trainer.export.graph import Array, Graph
 from trainer.export.signature import IMAGES
 from trainer.models.build import Params
 
-_GROUPS = 32
 Size = tuple[int, int]
 
 
@@ -19,7 +18,7 @@ def stem(graph: Graph, model: Stem, image_size: Size, params: Params) -> str:
     """Images (B, H, W, C) → cells (B, channels, rows, columns)."""
     x = graph.node("Transpose", "stem/channels_first", IMAGES, perm=[0, 3, 1, 2])
     x, size = _convolution(graph, "stem/root", x, image_size, 2, model, params["root"]["kernel"])
-    x = _group_norm(graph, "stem/root_norm", x, size, model.norm_eps, params["root_norm"])
+    x = _group_norm(graph, "stem/root_norm", x, size, GROUPS, model.norm_eps, params["root_norm"])
     x = graph.node("Relu", "stem/root_relu", x)
     pads = _same_pads(size, 3, 2)
     x = graph.node("MaxPool", "stem/pool", x, kernel_shape=[3, 3], strides=[2, 2], pads=pads)
@@ -43,7 +42,8 @@ def _unit(
             graph, f"{name}/{part}", value, seen, described[part].stride, model, kernel
         )
         norm = params[f"{part}_norm"]
-        return _group_norm(graph, f"{name}/{part}_norm", value, made, model.norm_eps, norm), made
+        groups = described[part].groups
+        return _group_norm(graph, f"{name}/{part}_norm", value, made, groups, model.norm_eps, norm), made
 
     y, made = normed("conv1", x, size)
     y, made = normed("conv2", graph.node("Relu", f"{name}/conv1_relu", y), made)
@@ -55,8 +55,9 @@ def _unit(
 def _convolution(
     graph: Graph, name: str, x: str, size: Size, stride: int, model: Stem, kernel: Array
 ) -> tuple[str, Size]:
-    """The convolution with `kernel` (H, W, I, O), standardised, and the (H, W) that it makes of `size`."""
-    weight = graph.weight(f"{name}/kernel", _standardised(kernel, model).transpose(3, 2, 0, 1))
+    """The convolution with `kernel` (H, W, I, O), standardised where the stem does so, and the (H, W) that it makes of `size`."""
+    used = _standardised(kernel, model) if model.standardised else np.asarray(kernel)
+    weight = graph.weight(f"{name}/kernel", used.transpose(3, 2, 0, 1))
     side = len(kernel)
     pads = _same_pads(size, side, stride)
     made = graph.node("Conv", name, x, weight, kernel_shape=[side, side], strides=[stride, stride], pads=pads)
@@ -84,7 +85,9 @@ def _same_pads(size: Size, kernel: int, stride: int) -> list[int]:
     return [total // 2 for total in totals] + [total - total // 2 for total in totals]
 
 
-def _group_norm(graph: Graph, name: str, x: str, size: Size, epsilon: float, params: Params) -> str:
+def _group_norm(
+    graph: Graph, name: str, x: str, size: Size, groups: int, epsilon: float, params: Params
+) -> str:
     """GroupNorm as InstanceNormalization of groups, then scale and bias of each channel.
 
     GroupNormalization itself has a scale per channel only from opset 21 on. ONNX Runtime 1.32 has no CPU kernel for that: it
@@ -93,10 +96,10 @@ def _group_norm(graph: Graph, name: str, x: str, size: Size, epsilon: float, par
     """
     scale, bias = (np.asarray(params[part]) for part in ("scale", "bias"))
     ones, zeros = (
-        graph.weight("stem/ones", np.ones(_GROUPS, np.float32)),
-        graph.weight("stem/zeros", np.zeros(_GROUPS, np.float32)),
+        graph.weight(f"stem/ones/{groups}", np.ones(groups, np.float32)),
+        graph.weight(f"stem/zeros/{groups}", np.zeros(groups, np.float32)),
     )
-    x = graph.reshape(f"{name}/groups", x, [0, _GROUPS, -1])
+    x = graph.reshape(f"{name}/groups", x, [0, groups, -1])
     x = graph.node("InstanceNormalization", name, x, ones, zeros, epsilon=epsilon)
     x = graph.reshape(f"{name}/channels", x, [0, len(scale), *size])
     x = graph.node("Mul", f"{name}/mul", x, graph.weight(f"{name}/scale", scale.reshape(-1, 1, 1)))

@@ -24,7 +24,9 @@ def _scores(model: ViT = TEACHER) -> Scores:
     rng = np.random.default_rng(0)
     found: Scores = {}
     for index, block in enumerate(model.blocks):
-        own = {name: rng.exponential(size=np.shape(gates)) for name, gates in ones(block).items()}
+        own = {
+            name: rng.exponential(size=np.shape(gates)) for name, gates in ones(block, model.width).items()
+        }
         for name in own.keys() & {"query_key", "value"}:
             own[name] = -np.sort(-own[name], axis=1)
         found[str(index)] = own

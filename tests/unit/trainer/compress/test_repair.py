@@ -99,7 +99,7 @@ def test_what_is_sliced_away_without_repair_is_what_gates_at_zero_close(
     model: ViT, changes: dict[str, tuple[int, ...]], gate: Gates
 ) -> None:
     plan, (params, _, images) = with_layer(model, 1, **changes), _setting(model)
-    gates = {str(index): dict(ones(block)) for index, block in enumerate(model.blocks)}
+    gates = {str(index): dict(ones(block, model.width)) for index, block in enumerate(model.blocks)}
     gate(gates["1"])
     gated = np.asarray(bind(model, params)(jnp.asarray(images), gates=gates))
     sliced = logits(plan.shape_of(model), _cut(plan, SLICED, model), images)
@@ -114,7 +114,7 @@ def test_head_dims_that_are_cut_are_what_gates_close_in_the_basis_of_the_scores(
 ) -> None:
     params, seen, images = _setting(model)
     ordered = order_dims(model, params, seen, HOW.batch)
-    gates = {str(index): dict(ones(block)) for index, block in enumerate(model.blocks)}
+    gates = {str(index): dict(ones(block, model.width)) for index, block in enumerate(model.blocks)}
     gates["1"][gate] = np.broadcast_to(np.arange(8) < 5, (2, 8)).astype(np.float32)
     gated = np.asarray(bind(model, ordered)(jnp.asarray(images), gates=gates))
     plan = with_layer(model, 1, **{dims: 5})

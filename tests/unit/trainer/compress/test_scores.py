@@ -47,7 +47,7 @@ def _equal_to_rounding(found: Array, wanted: Array) -> None:
 def test_the_gradient_of_a_gate_is_the_sum_of_weight_times_gradient_over_its_units_weights() -> None:
     params, images = _setting(SMALL)
     labels = jnp.arange(IMAGES) % 10
-    gates = {str(index): gradient_scores.ones(block) for index, block in enumerate(SMALL.blocks)}
+    gates = gradient_scores.open_gates(SMALL)
     gradient = jax.jit(jax.grad(_loss, argnums=(1, 2)), static_argnums=0)
     of_weights, of_gates = gradient(SMALL, params, gates, jnp.asarray(images), labels)
     for index in "01":
@@ -66,19 +66,36 @@ def test_the_gradient_of_a_gate_is_the_sum_of_weight_times_gradient_over_its_uni
         _equal_to_rounding(found["mlp_branch"], mlp["fc2"]["kernel"].sum() + mlp["fc2"]["bias"].sum())
 
 
+def test_the_gate_of_a_block_is_its_branches_together_and_that_of_a_channel_all_that_read_it() -> None:
+    params, images = _setting(SMALL)
+    labels = jnp.arange(IMAGES) % 10
+    gates = gradient_scores.open_gates(SMALL)
+
+    def loss(block: jax.Array, channel: jax.Array) -> jax.Array:
+        closed = {**gates, "0": {**gates["0"], "attention": block, "mlp_branch": block}}
+        one = jnp.ones(16).at[3].set(channel)
+        read = {index: {**own, "norm1": one, "norm2": one} for index, own in closed.items()}
+        return _loss(SMALL, params, read, jnp.asarray(images), labels)
+
+    of_block, of_channel = jax.jit(jax.grad(loss, argnums=(0, 1)))(jnp.ones(()), jnp.ones(()))
+    gradients = jax.jit(jax.grad(_loss, argnums=2), static_argnums=0)
+    found = gradient_scores.with_sums(gradients(SMALL, params, gates, jnp.asarray(images), labels))
+    _equal_to_rounding(found["0"]["block"], of_block)
+    _equal_to_rounding(found["stream"]["width"][3], of_channel)
+
+
 def _single_gradients() -> dict[str, Array]:
     """The gates' gradients of every image alone, stacked, with labels drawn as `score` draws them."""
     params, images = _setting()
     ordered = scores.order_dims(ONE, params, images, 40)
-    gates = {str(index): gradient_scores.ones(block) for index, block in enumerate(ONE.blocks)}
+    gates = gradient_scores.open_gates(ONE)
     keys, found = jax.random.split(jax.random.key(0), IMAGES), logits(ONE, ordered, images)
     gradient = jax.jit(jax.grad(_loss, argnums=2), static_argnums=0)
     singles = []
     for index in range(IMAGES):
         label = jax.random.categorical(keys[index], jnp.asarray(found[index]))
-        singles.append(
-            flatten(gradient(ONE, ordered, gates, jnp.asarray(images[index : index + 1]), label[None]))
-        )
+        own = gradient(ONE, ordered, gates, jnp.asarray(images[index : index + 1]), label[None])
+        singles.append(flatten(gradient_scores.with_sums(own)))
     return {name: np.stack([np.asarray(one[name]) for one in singles]) for name in singles[0]}
 
 
@@ -118,10 +135,12 @@ def test_ordering_leaves_the_callers_parameters_alone() -> None:
 def test_every_unit_has_a_score_and_missing_branches_have_none() -> None:
     found = _score(model=THREE)
     shapes = {index: {name: np.shape(value) for name, value in own.items()} for index, own in found.items()}
-    attention = {"heads": (2,), "query_key": (2, 4), "value": (2, 8), "attention": ()}
-    assert shapes["0"] == {**attention, "mlp": (24,), "mlp_branch": ()}
-    assert shapes["1"] == {"heads": (1,), "query_key": (1, 8), "value": (1, 3), "attention": ()}
-    assert shapes["2"] == {"mlp": (40,), "mlp_branch": ()}
+    attention = {"heads": (2,), "query_key": (2, 4), "value": (2, 8), "attention": (), "norm1": (16,)}
+    mlp = {"mlp": (24,), "mlp_branch": (), "norm2": (16,)}
+    assert shapes["0"] == {**attention, **mlp, "block": ()}
+    assert shapes["1"] == {**attention, "heads": (1,), "query_key": (1, 8), "value": (1, 3), "block": ()}
+    assert shapes["2"] == {**mlp, "mlp": (40,), "block": ()}
+    assert shapes["stream"] == {"width": (16,)}
     assert all((np.asarray(value) >= 0).all() and np.any(value) for value in flatten(found).values())
 
 
