@@ -27,6 +27,7 @@ VERBS = {
     "convert": _Verb("trainer.convert", "weights from one format to another"),
     "export": _Verb("trainer.export", "write a bundle that a server can check and serve"),
     "serve": _Verb("serving.main", "serve bundles over gRPC"),
+    "profile": _Verb("serving.timing", "time a kit of models on this device, to cut others to its latency"),
     "classify": _Verb("serving.client", "ask a server what images show"),
     "bench": _Verb("tools.bench_serving", "throughput and latency of a running server"),
     "models": _Verb("tools.models", "every model by name: parameters, sizes, multiply-accumulates"),

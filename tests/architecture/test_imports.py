@@ -70,7 +70,7 @@ def test_entry_modules_are_imported_by_nobody() -> None:
 
 
 def test_the_trainer_takes_from_serving_only_the_rooms_free_of_grpc() -> None:
-    rooms = ("bundle", "preprocess", "tokenise", "runtime", "repository", "command")
+    rooms = ("bundle", "preprocess", "tokenise", "runtime", "repository", "timing", "command")
     allowed = [f"serving.{room}" for room in rooms]
     taken = {
         (name, target)

@@ -2,18 +2,20 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from serving.command import UserError
+from serving.timing.profile import all_cores, this_machine
+from serving.timing.turns import Timing
 from trainer.compress import allocate, latency, profiles
 from trainer.compress.allocate import Rounding
-from trainer.compress.correction import Attempt, Measured, Target, meet
+from trainer.compress.correction import Attempt, Measured, Target, meet, through
 from trainer.compress.latency import Setting, graph_bytes
 from trainer.compress.latency_table import CostTable, grid
 from trainer.compress.search import Candidate
 from trainer.compress.size import file_mib
 from trainer.config.compression import Budget
 from trainer.description import ViT, param_count
-from trainer.export.timing import Timing
 
 _MIB = 2**20
 _NEAR, _ENOUGH = 0.03, 0.10  # what is aimed at, and what is accepted when rounds or the machine give no more
@@ -46,7 +48,7 @@ def of(budget: Budget, teacher: ViT, rounding: Rounding) -> Goal | None:
     Raises:
       UserError: when no cut of the teacher meets it, or nothing would be cut.
     """
-    ends = [_least(teacher, rounding), teacher]
+    ends = _ends(teacher, rounding)
     if budget.mib:
         goal = _size(budget, ends)
     elif budget.latency_p50_ms or budget.latency_p99_ms:
@@ -57,8 +59,9 @@ def of(budget: Budget, teacher: ViT, rounding: Rounding) -> Goal | None:
     return goal
 
 
-def _least(teacher: ViT, rounding: Rounding) -> ViT:
-    return min(allocate.smallest(teacher, rounding), key=param_count)
+def _ends(teacher: ViT, rounding: Rounding) -> list[ViT]:
+    """The least cut of the teacher, and the teacher."""
+    return [min(allocate.smallest(teacher, rounding), key=param_count), teacher]
 
 
 def _size(budget: Budget, ends: list[ViT]) -> Goal:
@@ -77,10 +80,12 @@ def _size(budget: Budget, ends: list[ViT]) -> Goal:
 
 def _latency(budget: Budget, ends: list[ViT], rounding: Rounding) -> Goal:
     name = "latency_p50_ms" if budget.latency_p50_ms else "latency_p99_ms"
+    if budget.profile:
+        return _recorded(budget, name, ends[-1], rounding)
     asked = getattr(budget, name)
     setting = setting_of(budget)
     under = f"batch {setting.batch}, {setting.threads} threads, {setting.precision}"
-    here, fresh = profiles.this_machine(), latency.timer(setting)
+    here, fresh = this_machine(), latency.timer(setting)
     table = profiles.kept(fresh, here, setting, profiles.cache_path(here, setting))
     cost = CostTable(grid(ends[-1], rounding), table)
 
@@ -97,9 +102,51 @@ def _latency(budget: Budget, ends: list[ViT], rounding: Rounding) -> Goal:
     return Goal(name, "ms", asked, target, _ENOUGH, cost, measure, known, where)
 
 
+def _recorded(budget: Budget, name: str, teacher: ViT, rounding: Rounding) -> Goal:
+    """The goal of a latency on a recorded device: what is `measured` is read from its profile, between its two ends."""
+    setting = Setting(budget.batch, budget.threads, budget.precision)
+    device = profiles.Device.of(Path(budget.profile), setting)
+    _require_same_inputs(device, teacher)
+    cost, ends = CostTable(grid(device.teacher, rounding), device.timer), _ends(device.teacher, rounding)
+    known = [
+        (cost(model), getattr(timing, name.removeprefix("latency_")))
+        for model, timing in zip(ends, device.timer(ends), strict=True)
+    ]
+    asked = getattr(budget, name)
+    line = through(known, asked)
+    where = f"{device.machine['cpu']}, {device.machine['runtime']}, read from {budget.profile}"
+    return Goal(
+        name,
+        "ms",
+        asked,
+        Target(asked, _NEAR, _ROUNDS),
+        _ENOUGH,
+        cost,
+        lambda model: Measured(line.at(cost(model)), 0.0),
+        known,
+        where,
+    )
+
+
+def _require_same_inputs(device: profiles.Device, teacher: ViT) -> None:
+    """A teacher that was cut on the way has other blocks and another width; what it sees and says stays."""
+    for field in ("image_size", "channels", "patch_size", "num_classes", "pooling", "distilled"):
+        theirs, own = getattr(device.teacher, field), getattr(teacher, field)
+        if theirs != own:
+            raise UserError(
+                f"profile {device.path} is of a teacher with {field} {theirs}, this one has {own}; "
+                "write the kit from this teacher"
+            )
+
+
+def timed_models(teacher: ViT, rounding: Rounding) -> list[ViT]:
+    """Everything that a latency budget of `teacher` needs timed, without repetition."""
+    return list(dict.fromkeys([*grid(teacher, rounding).models(), *_ends(teacher, rounding)]))
+
+
 def setting_of(budget: Budget) -> Setting:
-    """Under what a latency is limited."""
-    return Setting(budget.batch, budget.threads or latency.all_cores(), budget.precision)
+    """Under what a latency is measured on this machine."""
+    return Setting(budget.batch, budget.threads or all_cores(), budget.precision)
 
 
 def _require_possible(goal: Goal) -> None:

@@ -5,18 +5,17 @@ Time does not depend on what the weights are, so a description is enough: its gr
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from serving.command import progress
 from serving.runtime.select import open_runtime
+from serving.timing.turns import Timing, time_in_turns
 from trainer.description import ViT
 from trainer.export.int8.write import in_precision
 from trainer.export.onnx_writer import write_onnx
 from trainer.export.signature import IMAGES
-from trainer.export.timing import Timing, time_in_turns
 from trainer.models.build import Params, flatten, param_shapes, unflatten
 
 _AT_ONCE = 16  # models in memory
@@ -32,11 +31,6 @@ class Setting:
 
 
 Timer = Callable[[Sequence[ViT]], list[Timing]]
-
-
-def all_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def timer(setting: Setting) -> Timer:

@@ -6,7 +6,6 @@ them are in the file, and the cache's file name is their hash.
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import os
 from collections.abc import Sequence
@@ -14,24 +13,60 @@ from pathlib import Path
 from typing import Any
 
 from serving.command import UserError
-from serving.runtime import cpu
+from serving.timing.profile import FORMAT, Machine, write
+from serving.timing.turns import Timing
 from trainer import description
 from trainer.compress.latency import Setting, Timer
 from trainer.description import ViT
-from trainer.export.timing import Timing
-
-_FORMAT = "vitforge-latency-1"
-Machine = dict[str, str]
 
 
-def this_machine() -> Machine:
-    """What a timing depends on besides its setting."""
-    return {**cpu.identity(), "runtime": f"onnxruntime {importlib.metadata.version('onnxruntime')}"}
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """A recorded profile: the machine, the teacher whose sizes were timed on it, and what they took."""
+
+    path: Path
+    machine: Machine
+    teacher: ViT
+    timings: dict[str, Timing]
+
+    @staticmethod
+    def of(path: Path, setting: Setting) -> "Device":
+        """The profile at `path`.
+
+        Raises:
+          UserError: when it cannot be read, or is of another setting than `setting`.
+        """
+        if not path.is_file():
+            raise UserError(
+                f"budget.profile={path} is no file; python -m serving.timing writes one on the device"
+            )
+        machine, timings = read(path, setting)
+        said = json.loads(path.read_text()).get("teacher")
+        if said is None:
+            raise UserError(
+                f"{path} does not say of which teacher it is; give what python -m serving.timing wrote"
+            )
+        teacher = description.require_vit(description.from_json(json.loads(said)), "compression")
+        return Device(path, machine, teacher, timings)
+
+    def timer(self, models: Sequence[ViT]) -> list[Timing]:
+        """The recorded timings of `models`.
+
+        Raises:
+          UserError: when one was not timed.
+        """
+        try:
+            return [self.timings[name_of(model)] for model in models]
+        except KeyError as error:
+            raise UserError(
+                f"profile {self.path} lacks sizes that this compression asks for: it is of another teacher or other "
+                "round_* keys, or was interrupted; write the kit from this teacher and recipe and time all of it"
+            ) from error
 
 
 def cache_path(machine: Machine, setting: Setting) -> Path:
     """Where timings of `machine` under `setting` are kept: in XDG_CACHE_HOME, or ~/.cache."""
-    text = json.dumps([_FORMAT, machine, dataclasses.asdict(setting)], sort_keys=True)
+    text = json.dumps([FORMAT, machine, dataclasses.asdict(setting)], sort_keys=True)
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return root / "vitforge" / "latency" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
@@ -41,11 +76,11 @@ def kept(timer: Timer, machine: Machine, setting: Setting, path: Path) -> Timer:
 
     def timed(models: Sequence[ViT]) -> list[Timing]:
         known = read(path, setting)[1] if path.is_file() else {}
-        missing = [model for model in dict.fromkeys(models) if _name(model) not in known]
+        missing = [model for model in dict.fromkeys(models) if name_of(model) not in known]
         if missing:
-            known |= dict(zip(map(_name, missing), timer(missing), strict=True))
-            _write(path, machine, setting, known)
-        return [known[_name(model)] for model in models]
+            known |= dict(zip(map(name_of, missing), timer(missing), strict=True))
+            write(path, machine, dataclasses.asdict(setting), known)
+        return [known[name_of(model)] for model in models]
 
     return timed
 
@@ -62,11 +97,13 @@ def read(path: Path, setting: Setting) -> tuple[Machine, dict[str, Timing]]:
         timings = {name: Timing(*three) for name, three in values["timings"].items()}
         machine = {name: str(values["machine"][name]) for name in ("cpu", "features", "runtime")}
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is no latency profile; remove it") from error
-    if found != _FORMAT:
-        raise UserError(f"profile {path} is of format {found!r}, not {_FORMAT!r}; remove it")
+        raise UserError(f"{path} is no latency profile; write it anew") from error
+    if found != FORMAT:
+        raise UserError(f"profile {path} is of format {found!r}, not {FORMAT!r}; write it anew")
     if has != setting:
-        raise UserError(f"profile {path} is of {_said(has)}, asked are {_said(setting)}; remove it")
+        raise UserError(
+            f"profile {path} is of {_said(has)}, asked are {_said(setting)}; ask for those, or write it anew"
+        )
     return machine, timings
 
 
@@ -74,18 +111,6 @@ def _said(setting: Setting) -> str:
     return f"batch={setting.batch} threads={setting.threads} precision={setting.precision}"
 
 
-def _name(model: ViT) -> str:
+def name_of(model: ViT) -> str:
+    """What a model's timing is found by."""
     return json.dumps(description.to_json(model), sort_keys=True)
-
-
-def _write(path: Path, machine: Machine, setting: Setting, timings: dict[str, Timing]) -> None:
-    content = {
-        "format": _FORMAT,
-        "machine": machine,
-        "setting": dataclasses.asdict(setting),
-        "timings": {name: dataclasses.astuple(timing) for name, timing in timings.items()},
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(content, indent=1) + "\n")
-    beside.replace(path)  # whole or not at all

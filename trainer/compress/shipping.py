@@ -10,8 +10,10 @@ from google.protobuf import json_format
 from serving.command import UserError
 from serving.repository import LoadedModel, Repository
 from serving.runtime.select import open_runtime
+from serving.timing.profile import all_cores, this_machine
+from serving.timing.turns import Timing
 from trainer import description
-from trainer.compress import goals, latency, profiles
+from trainer.compress import goals, latency
 from trainer.compress.choosing import COSTS, least_top1, limit_of
 from trainer.compress.given import Given
 from trainer.compress.latency import Setting
@@ -19,7 +21,6 @@ from trainer.compress.stages import clear
 from trainer.description import ViT
 from trainer.export import job, subject
 from trainer.export.samples import DatasetSamples
-from trainer.export.timing import Timing
 
 _MIB = 2**20
 _SCORED = 32  # images at a time for accuracy
@@ -60,7 +61,7 @@ def export(given: Given, student: Path, workdir: Path) -> dict[str, Any]:
         precision=given.config.shipped_precision,
         calibration_examples=min(settings.calibration_examples, len(given.data.train)),
         min_agreement=settings.min_agreement,
-        threads=latency.all_cores(),
+        threads=all_cores(),
         batch=given.config.budget.batch,
     )
     return job.export(subject.from_checkpoint(str(student), given.config.data_dir), request)
@@ -75,12 +76,13 @@ def measure(given: Given, bundle: Path) -> dict[str, Any]:
     Raises:
       UserError: when the bundle cannot be served.
     """
-    repository = Repository(bundle.parent.parent, open_runtime, latency.all_cores())
+    repository = Repository(bundle.parent.parent, open_runtime, all_cores())
     repository.load_all()
     served = repository.get(bundle.parent.name)
     file, path = served.bundle.model_file()
     said = json_format.MessageToDict(served.bundle.manifest.description)
     model = description.require_vit(description.from_json(said), "compression")
+    estimated = _on_device(given, model)
     return {
         "bundle": str(bundle),
         "precision": file.precision,
@@ -90,7 +92,18 @@ def measure(given: Given, bundle: Path) -> dict[str, Any]:
         "latency": _latency(given, path.read_bytes(), model),
         "teacher_latency": _teacher_latency(given),
         "top1": _top1(given, served),
+        **({"device": estimated} if estimated else {}),
     }
+
+
+def _on_device(given: Given, model: ViT) -> dict[str, Any]:
+    """What the recorded device is expected to take, where the budget is on one; it is not here to be asked."""
+    goal = (
+        goals.of(given.config.budget, given.teacher.model, given.rounding)
+        if given.config.budget.profile
+        else None
+    )
+    return {"name": goal.name, "expected_ms": goal.measure(model).value, "where": goal.where} if goal else {}
 
 
 def _latency(given: Given, content: bytes, model: ViT) -> dict[str, Any]:
@@ -110,7 +123,7 @@ def _teacher_latency(given: Given) -> dict[str, Any]:
 
 
 def _timed(timing: Timing, setting: Setting, turns: int) -> dict[str, Any]:
-    machine = profiles.this_machine()
+    machine = this_machine()
     return {
         **dataclasses.asdict(timing),
         "batch": setting.batch,
@@ -123,6 +136,8 @@ def _timed(timing: Timing, setting: Setting, turns: int) -> dict[str, Any]:
 def _latency_limits(given: Given, timing: Timing) -> list[Limit]:
     pairs = (("latency_p50_ms", timing.p50_ms), ("latency_p99_ms", timing.p99_ms))
     asked = given.config.budget
+    if asked.profile:  # a limit on another machine
+        return []
     return [Limit(name, "ms", getattr(asked, name), found) for name, found in pairs if getattr(asked, name)]
 
 
@@ -139,6 +154,9 @@ def limits(given: Given, shipped: dict[str, Any]) -> list[Limit]:
     """Everything that was asked, against what `measure` found."""
     timing = Timing(*(shipped["latency"][name] for name in ("p50_ms", "p99_ms", "spread")))
     found = _latency_limits(given, timing)
+    if device := shipped.get("device"):
+        asked = getattr(given.config.budget, device["name"])
+        found.append(Limit(device["name"], "ms expected", asked, device["expected_ms"]))
     cost, most = limit_of(given)
     found += [Limit(name, name, most, shipped[name]) for name, one in COSTS.items() if most and one is cost]
     if given.config.budget.mib:

@@ -41,6 +41,9 @@ class Budget:
     batch: Annotated[int, "images in the call whose latency is limited"]
     threads: Annotated[int, "threads of that call; 0: all cores"]
     precision: Annotated[str, "fp32, int8 or int8_weights: of the file that is limited"]
+    profile: Annotated[
+        str, "file that python -m serving.timing wrote: the latency is that device's; empty: this machine's"
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,6 +270,11 @@ class Compression:
             value = getattr(self.budget, name)
             found.check(0 <= value < 1, f"budget.{name}={value} must be a fraction in (0, 1), or 0: no limit")
         found.check_at_least(1, **{"budget.batch": self.budget.batch})
+        timed = self.budget.latency_p50_ms or self.budget.latency_p99_ms
+        found.check(
+            not self.budget.profile or bool(timed),
+            f"budget.profile={self.budget.profile} is for budget.latency_p50_ms or latency_p99_ms; leave it out",
+        )
         found.check(
             self.budget.precision in PRECISIONS,
             f"budget.precision={self.budget.precision!r} must be one of {', '.join(PRECISIONS)}",

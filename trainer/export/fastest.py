@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from serving.timing.turns import Timing, time_in_turns
 from trainer.export.candidate import Candidate
 from trainer.export.graph import Array
-from trainer.export.timing import Timing, time_in_turns
 
 _AS_FAST = 0.03  # times that lie nearer than this are one time, whatever the spread
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from serving.command import UserError
+from serving.timing.turns import Timing, summary
 from tests.support.small_models import SMALL, UNEVEN
 from trainer.compress import goals, latency_table, profiles
 from trainer.compress.allocate import Rounding
@@ -15,7 +16,6 @@ from trainer.compress.correction import Measured, Target, meet, through
 from trainer.compress.latency import Setting, graph_bytes
 from trainer.compress.size import file_mib
 from trainer.description import Block, ViT, macs, uniform
-from trainer.export.timing import Timing, summary
 
 ROUNDING = Rounding(mlp=8, head_dim=4, width=16)
 SETTING = Setting(1, 1, "fp32")

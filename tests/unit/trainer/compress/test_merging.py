@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from serving.command import UserError
+from serving.timing.turns import Timing
 from tests.support.small_models import SMALL, random_params, smooth_images
 from trainer.compress import merging, plan, scores, search
 from trainer.compress.allocate import Rounding
@@ -18,7 +19,6 @@ from trainer.compress.repair import Repair, cut
 from trainer.compress.search import Candidate, Judge, Teacher
 from trainer.description import Block, ViT, macs, uniform, without_merging
 from trainer.description import merging as with_merging
-from trainer.export.timing import Timing
 from trainer.models.build import bind
 
 # 16 patches, 4 blocks: two of them merge.

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from serving.command import UserError
+from serving.timing.turns import Timing
 from tests.support.small_families import HYBRID
 from tests.support.small_models import logits, random_params, smooth_images
 from trainer import description
@@ -20,7 +21,6 @@ from trainer.compress.repair import Repair, cut
 from trainer.compress.scores import Scores
 from trainer.compress.search import Judge, Teacher, divergence
 from trainer.description import GROUPS, Stem, ViT, macs, named, param_count
-from trainer.export.timing import Timing
 from trainer.models.build import Params, bind, param_shapes
 from trainer.models.stem import gates_name
 

@@ -14,7 +14,7 @@ from trainer.config.compression import Shape
 from trainer.description import ViT, named, uniform
 from trainer.models.build import flatten
 
-NOTHING = Shape("", 0, 0, 0, 0, 0, 0, 0)
+NOTHING = Shape("", 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 def _digits(**changes: Any) -> ViT:
@@ -30,7 +30,7 @@ def _shape(**sizes: Any) -> Shape:
 def test_a_named_model_states_every_size_and_the_teacher_keeps_what_is_none() -> None:
     teacher = _digits(width=96, blocks=uniform(8, 6, 32, 300), pooling="cls", distilled=True)
     sizes = target.asked(_shape(target="digits"), teacher)
-    assert sizes == target.Sizes(6, 64, 4, 16, 16, 256)
+    assert sizes == target.Sizes(6, 64, 4, 16, 16, 256, 0)
     # On scores that rank units in their order, the plan's shape is the named model's but for the tokens.
     scores: Any = {str(index): {"heads": -np.arange(6.0), "mlp": -np.arange(300.0)} for index in range(8)}
     shape = target.plan(teacher, scores, {1, 4}, sizes).shape_of(teacher)

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from serving.command import UserError
+from serving.timing.turns import Timing
 from tests.support.small_models import SMALL, random_params, smooth_images
 from trainer.export import fastest as choosing
 from trainer.export import parity
@@ -14,7 +15,6 @@ from trainer.export.int8.observe import Seen
 from trainer.export.int8.products import Product, products_of
 from trainer.export.int8.write import Calibrated
 from trainer.export.onnx_writer import INPUT, write_onnx
-from trainer.export.timing import Timing
 
 
 def _prover(least: float) -> Prover:

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from serving.runtime.base import Runtime
-from trainer.export.graph import Array
+from serving.runtime.base import Array, Runtime
 
 _ROUNDS, _RUNS = 9, 12  # 108 runs of each
 _WARM_UP = 3
