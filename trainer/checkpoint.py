@@ -22,7 +22,7 @@ import tensorstore
 from serving.command import UserError
 from serving.preprocess import PreprocessSpec
 from trainer import description
-from trainer.description import Classifier
+from trainer.description import Classifier, TextTower, TwoTowers
 from trainer.models.build import Params, flatten, param_shapes, unflatten
 
 _FOLDER = "checkpoints"
@@ -48,7 +48,7 @@ class Card:
     pretrained_hash, the weights_hash of what it began with.
     """
 
-    description: Classifier
+    description: Classifier | TwoTowers
     preprocess: PreprocessSpec
     labels: tuple[str, ...]
     meta: Meta
@@ -62,11 +62,24 @@ class Card:
             **self.meta,
         }
 
+    @property
+    def classifier(self) -> Classifier:
+        """The model, where it is a classifier of images.
+
+        Raises:
+          UserError: when it is a pair, or has no head.
+        """
+        return description.require_classifier(self.description, "this command")
+
     @staticmethod
     def from_json(value: Meta) -> "Card":
         """The card that `to_json` wrote."""
         rest = dict(value)
-        model = description.require_classifier(description.from_json(rest.pop("description")), "a checkpoint")
+        model = description.from_json(rest.pop("description"))
+        if isinstance(model, TextTower):
+            raise UserError(
+                "a checkpoint of a text tower alone cannot be read; of texts there are only pairs"
+            )
         preprocess = PreprocessSpec.from_json(rest.pop("preprocess"))
         return Card(model, preprocess, tuple(rest.pop("labels")), rest)
 

@@ -46,9 +46,10 @@ def _evaluate(checkpoint: str, split: str, dataset: str, data_dir: str, batch: i
     loaded = load(checkpoint)
     name = dataset or loaded.meta["dataset"]
     data = open_dataset(name, data_dir or (loaded.meta["data_dir"] if name == loaded.meta["dataset"] else ""))
+    model = loaded.classifier
     check_classes(loaded, data)
     mesh = one_process_mesh()
-    step = make_eval_step(loaded.description, loaded.preprocess, mesh)
+    step = make_eval_step(model, loaded.preprocess, mesh)
     shards = mesh.shape["data"]
     rounded = -(-batch // shards) * shards
     score = evaluate(step, loaded.params, getattr(data, split), loaded.preprocess, rounded, mesh)

@@ -75,7 +75,7 @@ def _start(experiment: Experiment, dataset: Dataset) -> Start | None:
 def _shape(experiment: Experiment, dataset: Dataset, spec: PreprocessSpec) -> Classifier:
     """The model to begin without weights."""
     if experiment.shape_of:
-        model = checkpoint.load_card(experiment.shape_of).description
+        model = checkpoint.load_card(experiment.shape_of).classifier
         _check_fits(model, dataset, spec, experiment.shape_of)
         return model
     size, channels = (spec.height, spec.width), dataset.train.images.shape[-1]

@@ -46,7 +46,7 @@ def load_teacher(path: str, model: str, image_size: int) -> Teacher:
     """
     if checkpoint.steps(Path(path)):
         own = checkpoint.load(path)
-        loaded = Teacher(own.description, own.params, own.preprocess, own.labels, own.meta["weights_hash"])
+        loaded = Teacher(own.classifier, own.params, own.preprocess, own.labels, own.meta["weights_hash"])
     else:
         loaded = _published(path, model, image_size)
     heads = [array for name, array in flatten(loaded.params).items() if name.startswith("head")]

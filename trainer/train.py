@@ -76,7 +76,7 @@ class _Run:
         experiment, parts, card = self._experiment, self._parts, self._parts.card
         self._answers = self._stored_answers()
         tx = optim.optimiser(experiment)
-        fresh, placed, undivided = step.init_state(card.description, tx, self._mesh, experiment.seed)
+        fresh, placed, undivided = step.init_state(card.classifier, tx, self._mesh, experiment.seed)
         self._state = self._first_state(fresh)
         teacher = parts.teacher if self._answers is None else None
         self._teacher = (
@@ -84,7 +84,7 @@ class _Run:
         )
         self._train_step = step.make_train_step(
             experiment,
-            card.description,
+            card.classifier,
             card.preprocess,
             tx,
             parts.objective,
@@ -92,7 +92,7 @@ class _Run:
             placed,
             self._mesh,
         )
-        self._eval_step = step.make_eval_step(card.description, card.preprocess, self._mesh)
+        self._eval_step = step.make_eval_step(card.classifier, card.preprocess, self._mesh)
         self._start = int(self._state.step)
         self._metrics = MetricsWriter(self._workdir, self._start)
         if jax.process_index() == 0:
@@ -125,7 +125,7 @@ class _Run:
         finally:
             self._checkpoints.close()
         trained = (self._experiment.total_steps - self._start) * self._experiment.batch
-        model = self._parts.card.description
+        model = self._parts.card.classifier
         return {
             "stage": self._parts.card.meta["stage"],
             "workdir": str(self._workdir),
@@ -247,14 +247,14 @@ def _check_same_run(workdir: Path, experiment: Experiment, card: Card) -> None:
 def _shape(card: Card) -> str:
     """The model's size, and the sha256 of its description, in which any two differ."""
     text = json.dumps(card.to_json()["description"], sort_keys=True)
-    size = description.param_count(card.description)
+    size = description.param_count(card.classifier)
     return f"{size:,} parameters (description {hashlib.sha256(text.encode()).hexdigest()[:12]})"
 
 
 def _announce(
     experiment: Experiment, card: Card, start: int, undivided: list[str], mesh: Mapping[str, int]
 ) -> None:
-    model = card.description
+    model = card.classifier
     size = f"{description.param_count(model):,} parameters, {description.macs(model) / 1e6:.2f} MMACs"
     origin = f"resumed from step {start}" if start else "from step 0"
     if start >= experiment.total_steps:

@@ -24,7 +24,6 @@ from trainer.compress.repair import cut
 from trainer.compress.scores import Scores
 from trainer.compress.search import Candidate
 from trainer.compress.stages import write_text
-from trainer.compress.validation import top1
 
 COSTS: dict[str, Cost] = {"params": description.param_count, "macs": description.macs}
 _SCORES, _JUDGED = "scores.npz", "search.json"
@@ -198,16 +197,14 @@ def least_top1(given: Given) -> float:
 
 def teacher_top1(given: Given) -> float:
     """Validation top-1 of what is cut."""
-    teacher, spec = given.teacher, given.loaded.preprocess
-    return top1(teacher.model, teacher.params, spec, given.data.validation, teacher.how.batch)
+    return given.worth(given.teacher.model, given.loaded.params)
 
 
 def _accuracy(given: Given, plan: Plan) -> float:
     """Validation top-1 of the plan, cut and repaired with all calibration images."""
     teacher = given.teacher
-    params, _ = cut(teacher.model, teacher.params, plan, teacher.images, teacher.how)
-    shape = plan.shape_of(teacher.model)
-    return top1(shape, params, given.loaded.preprocess, given.data.validation, teacher.how.batch)
+    params, _ = cut(teacher.model, given.loaded.params, plan, teacher.images, teacher.how)
+    return given.worth(plan.shape_of(teacher.model), params)
 
 
 def dumped(plan: Plan) -> str:

@@ -15,7 +15,6 @@ from trainer.compress.padding import padded_model
 from trainer.compress.plan import Plan
 from trainer.compress.repair import Seen, cut
 from trainer.compress.stages import write_text
-from trainer.compress.validation import top1
 from trainer.config import config_hash, resolved_text
 
 _WORTH_COMPILING = 2_000  # images, from which a cut model's own sizes are worth compiling
@@ -23,19 +22,19 @@ _WORTH_COMPILING = 2_000  # images, from which a cut model's own sizes are worth
 
 def carry_out(given: Given, plan: Plan, met: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Writes `folder`/checkpoints and plan.json; returns top-1 with and without repair, and the repair's remarks."""
-    teacher, data, spec = given.teacher, given.data, given.loaded.preprocess
-    seen = Seen(teacher.model, teacher.params, teacher.images, teacher.how.batch, keep=True)
-    params, remarks = cut(teacher.model, teacher.params, plan, teacher.images, teacher.how, seen)
+    teacher, data, whole = given.teacher, given.data, given.loaded.params
+    seen = Seen(teacher.model, whole, teacher.images, teacher.how.batch, keep=True)
+    params, remarks = cut(teacher.model, whole, plan, teacher.images, teacher.how, seen)
     slicing = dataclasses.replace(teacher.how, fit=False)
-    sliced, _ = cut(teacher.model, teacher.params, plan, teacher.images, slicing, seen)
+    sliced, _ = cut(teacher.model, whole, plan, teacher.images, slicing, seen)
     shape = plan.shape_of(teacher.model)
     # Few images are sooner answered at the teacher's sizes, for which everything is compiled.
     few = len(data.validation) < _WORTH_COMPILING
-    models = {"teacher": (teacher.model, teacher.params)} | {
+    models = {"teacher": (teacher.model, whole)} | {
         name: padded_model(teacher.model, plan, found) if few else (shape, found)
         for name, found in (("cut without repair", sliced), ("cut and repaired", params))
     }
-    top1s = {name: top1(*model, spec, data.validation, teacher.how.batch) for name, model in models.items()}
+    top1s = {name: given.worth(*model) for name, model in models.items()}
     write_text(folder / plans.FILE, dumped(plan))
     if shape.width < teacher.model.width:  # for who distils: the way from the teacher's stream to this one's
         to_narrow = width.projection(seen.directions, shape.width).astype(np.float32)
@@ -43,9 +42,9 @@ def carry_out(given: Given, plan: Plan, met: dict[str, Any], folder: Path) -> di
     if not checkpoint.steps(
         folder
     ):  # an interruption between the two leaves the model without the stage's record
-        checkpoint.save_model(
-            folder, checkpoint.Card(shape, spec, given.loaded.labels, _meta(given, met)), params
-        )
+        model, weights = given.pair.having(shape, params) if given.pair else (shape, params)
+        card = checkpoint.Card(model, given.loaded.preprocess, given.loaded.labels, _meta(given, met))
+        checkpoint.save_model(folder, card, weights)
     return {"validation_top1": top1s, "remarks": remarks}
 
 

@@ -1,6 +1,7 @@
 """What a compression is given, opened: the model that is cut, its data, the calibration images, and how it is cut."""
 
 import dataclasses
+import functools
 import hashlib
 from pathlib import Path
 
@@ -11,20 +12,26 @@ from serving.command import UserError
 from serving.preprocess import PreprocessSpec
 from trainer import checkpoint, description
 from trainer.checkpoint import Loaded
-from trainer.compress import subject
+from trainer.compress import subject, validation
 from trainer.compress.allocate import Rounding
 from trainer.compress.moments import Array
+from trainer.compress.pairs import Pair
 from trainer.compress.repair import Repair
 from trainer.compress.search import Teacher
 from trainer.compress.subject import Origin
 from trainer.config import Compression
 from trainer.data.datasets import open_dataset
 from trainer.data.source import Dataset
+from trainer.description import ViT
+from trainer.models.build import Params
 
 
 @dataclasses.dataclass(frozen=True)
 class Given:
-    """`teacher` is what is cut, `loaded` its checkpoint; `first` is the checkpoint of the first teacher, from `origin`."""
+    """`teacher` is what is cut, `loaded` its checkpoint; `first` is the checkpoint of the first teacher, from `origin`.
+
+    Of a `pair` it is the image tower: `loaded` holds it as it is, `teacher` its stand-in, by which plans are judged.
+    """
 
     config: Compression
     origin: Origin
@@ -34,6 +41,21 @@ class Given:
     teacher: Teacher
     rounding: Rounding
     calibration_hash: str
+    pair: Pair | None = None
+
+    def worth(self, model: ViT, params: Params) -> float:
+        """Validation top-1; of a pair's tower how often its embedding is nearest to the teacher's of the same image."""
+        spec, source, batch = self.loaded.preprocess, self.data.validation, self.teacher.how.batch
+        if self.pair is None:
+            return validation.top1(model, params, spec, source, batch)
+        return validation.found_again(
+            validation.logits(model, params, spec, source, batch), self._teachers_embeddings
+        )
+
+    @functools.cached_property
+    def _teachers_embeddings(self) -> Array:
+        spec, source, batch = self.loaded.preprocess, self.data.validation, self.teacher.how.batch
+        return validation.logits(self.teacher.model, self.loaded.params, spec, source, batch)
 
     @property
     def image_size(self) -> int:
@@ -48,16 +70,34 @@ def open_given(config: Compression, origin: Origin) -> Given:
       UserError: for what cannot be read or does not belong together.
     """
     data = open_dataset(config.dataset, config.data_dir)
-    loaded = subject.load(origin, data)
+    loaded, pair = subject.load(origin, data)
+    if pair:
+        _require_no_training(config)
     images, calibration_hash = _calibration(config, loaded.preprocess, data)
     rounding = Rounding(config.round_mlp, config.round_head_dim, config.round_width)
     teacher, first = _teacher(config, loaded, images), Path(origin.path)
-    return Given(config, origin, first, loaded, data, teacher, rounding, calibration_hash)
+    if pair:
+        params = pair.stand_in(teacher.model, teacher.params, images, teacher.how.batch)
+        teacher = dataclasses.replace(teacher, params=params)
+    return Given(config, origin, first, loaded, data, teacher, rounding, calibration_hash, pair)
+
+
+def _require_no_training(config: Compression) -> None:
+    for key, has, wants in (
+        ("until", config.until, "cut"),
+        ("distil.rungs", config.distil.rungs, 1),
+        ("halving.candidates", config.halving.candidates, 0),
+    ):
+        if has != wants:
+            raise UserError(
+                f"{key}={has} trains and ships classifiers, and this is a pair of towers, whose image tower is only cut and "
+                f"repaired: set --config.{key}={wants}, and export what it leaves with python -m trainer.export"
+            )
 
 
 def with_teacher_in(given: Given, folder: Path) -> Given:
     """The same with published weights as a checkpoint in `folder`, which training and later runs begin with."""
-    if not given.origin.model:
+    if not given.origin.model or given.pair:  # of which nothing is trained
         return given
     if not checkpoint.steps(folder):
         loaded = given.loaded

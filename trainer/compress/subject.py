@@ -6,8 +6,9 @@ from pathlib import Path
 from serving.command import UserError
 from trainer import checkpoint
 from trainer.checkpoint import Loaded
+from trainer.compress.pairs import Pair
 from trainer.data.source import Dataset
-from trainer.description import require_vit
+from trainer.description import TwoTowers, require_vit
 from trainer.evaluation import check_classes
 from trainer.weights import asked
 
@@ -22,14 +23,20 @@ class Origin:
     allow: tuple[str, ...] = ()
 
 
-def load(origin: Origin, data: Dataset) -> Loaded:
-    """The teacher, on the host, fit to be judged on `data`.
+def load(origin: Origin, data: Dataset) -> tuple[Loaded, Pair | None]:
+    """The teacher, on the host, fit to be judged on `data`; of a pair its image tower, and the pair.
 
     Raises:
       UserError: when it cannot be read, is no ViT with a head, or has other classes or channels than `data`.
     """
     loaded = _imported(origin, data) if origin.model else checkpoint.load(Path(origin.path))
-    check_classes(loaded, data)
+    pair = None
+    if isinstance(loaded.description, TwoTowers):
+        pair = Pair(loaded.description, loaded.params)
+        tower, params = pair.tower()
+        loaded = dataclasses.replace(loaded, description=tower, params=params)
+    else:
+        check_classes(loaded, data)
     require_vit(loaded.description, "compression")
     has, wants = data.train.images.shape[-1], loaded.preprocess.channels
     if has != wants and has != 1:  # grey becomes colour, nothing becomes grey
@@ -37,16 +44,22 @@ def load(origin: Origin, data: Dataset) -> Loaded:
             f"data set {data.name} has images of {has} channels, the teacher takes {loaded.preprocess.color}; "
             "use a data set prepared as the teacher's was"
         )
-    return loaded
+    return loaded, pair
 
 
 def _imported(origin: Origin, data: Dataset) -> Loaded:
     weights = asked.load(origin.path, origin.model, sha256=origin.sha256, allow=origin.allow)
-    model = require_vit(weights.description, "compression")
+    model = weights.description
+    if not isinstance(model, TwoTowers):
+        require_vit(model, "compression")
     if weights.preprocess is None:
         raise UserError(
             f"{origin.path} does not say how its images are prepared; cut a checkpoint or a bundle"
         )
+    meta = {"weights_hash": weights.sha256}
+    if isinstance(model, TwoTowers):
+        return Loaded(model, weights.preprocess, (), meta, weights.params)
+    model = require_vit(model, "compression")
     labels = weights.class_names
     if not labels and model.num_classes != len(data.class_names):
         raise UserError(
@@ -54,5 +67,4 @@ def _imported(origin: Origin, data: Dataset) -> Loaded:
             "use a data set of their classes"
         )
     # Files of weights often name no classes: then their number is all that can be compared.
-    meta = {"weights_hash": weights.sha256}
     return Loaded(model, weights.preprocess, labels or data.class_names, meta, weights.params)

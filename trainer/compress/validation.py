@@ -42,6 +42,12 @@ def logits(model: ViT, params: Params, spec: PreprocessSpec, source: ImageSource
     return streams.logits(model, params, filled, batch)[: len(images)]
 
 
+def found_again(said: Array, teacher: Array) -> float:
+    """The fraction of images whose embedding (images, E) is nearer to the teacher's of that image than to its of any other."""
+    both = [one / np.linalg.norm(one, axis=1, keepdims=True) for one in (said, teacher)]
+    return float(np.mean((both[0] @ both[1].T).argmax(axis=1) == np.arange(len(said))))
+
+
 def top1(model: ViT, params: Params, spec: PreprocessSpec, source: ImageSource, batch: int) -> float:
     """The fraction of `source` whose largest logit is its label."""
     found = logits(model, params, spec, source, batch)
