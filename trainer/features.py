@@ -39,6 +39,11 @@ def matching(experiment: Experiment, student: Classifier, teacher: Teacher) -> M
             f"the teacher has {other.num_tokens} tokens, the student {own.num_tokens}; "
             "features cannot be matched, set feature_weight to 0"
         )
+    if any(block.merge for model in (own, other) for block in model.blocks):
+        raise UserError(
+            "student or teacher merges tokens, so that their streams have not the same ones; "
+            "features cannot be matched, set feature_weight to 0 (in a compression also: merge=never)"
+        )
     sources, to_student = _of_cut(Path(experiment.pretrained), own, teacher) or _alike(own, other)
     return Matching(tuple((block, sources[block]) for block in _chosen(experiment, len(sources))), to_student)
 

@@ -35,6 +35,9 @@ def main(argv: list[str]) -> dict[str, object]:
 
 
 def _profile(folder: Path, out: Path) -> dict[str, object]:
+    command.require_folder(out.parent, "--out")
+    if out.is_dir():
+        raise UserError(f"--out={out} is a folder; name a JSON file in it")
     kit, machine = _read_kit(folder), this_machine()
     setting, done = kit["setting"], _done(out, kit, machine)
     missing = [model for model in kit["models"] if model["description"] not in done]
@@ -60,7 +63,9 @@ def _read_kit(folder: Path) -> dict[str, Any]:
         kit: dict[str, Any] = json.loads((folder / KIT_FILE).read_text())
         if kit["format"] != KIT_FORMAT:
             raise UserError(f"kit {folder} is of format {kit['format']!r}, not {KIT_FORMAT!r}; write it anew")
-        absent = [model["file"] for model in kit["models"] if not (folder / model["file"]).is_file()]
+        _check_kit(kit)
+        files = [kit["weights"], *(model["file"] for model in kit["models"])]
+        absent = [name for name in files if not (folder / name).is_file()]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder} holds no kit ({KIT_FILE}: {type(error).__name__}); python -m trainer.compress.kit writes one"
@@ -72,6 +77,15 @@ def _read_kit(folder: Path) -> dict[str, Any]:
     return kit
 
 
+def _check_kit(kit: dict[str, Any]) -> None:
+    """Raises KeyError, TypeError or ValueError where a kit lacks what is read of it."""
+    for name in ("batch", "threads"):
+        int(kit["setting"][name])
+    str(kit["teacher"]), str(kit["setting"]["precision"])
+    for model in kit["models"]:
+        str(model["description"]), [int(size) for size in model["image"]]
+
+
 def _done(out: Path, kit: dict[str, Any], machine: Machine) -> dict[str, Timing]:
     """What `out` has of this kit on this device already."""
     if not out.exists():
@@ -80,7 +94,7 @@ def _done(out: Path, kit: dict[str, Any], machine: Machine) -> dict[str, Timing]
         has = json.loads(out.read_text())
         same = all(has[name] == value for name, value in _identity(kit, machine).items())
         timings = {name: Timing(*three) for name, three in has["timings"].items()}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{out} is no latency profile; give another --out or remove it") from error
     if not same:
         raise UserError(

@@ -20,7 +20,12 @@ Machine = dict[str, str]
 
 def this_machine() -> Machine:
     """What a timing depends on besides its setting."""
-    return {**cpu.identity(), "runtime": f"onnxruntime {importlib.metadata.version('onnxruntime')}"}
+    int8 = "yes" if cpu.supports(cpu.INT8) else "no"
+    return {
+        **cpu.identity(),
+        "int8": int8,
+        "runtime": f"onnxruntime {importlib.metadata.version('onnxruntime')}",
+    }
 
 
 def all_cores() -> int:

@@ -43,15 +43,22 @@ def uniform(
 ) -> Plan | None:
     """Keeps all heads and one fraction of neurons and dims everywhere: the largest that is within `budget`, or None."""
     for percent in range(100, 0, -1):
-        shrunk = tuple(_shrunk(layer, teacher, scores, percent / 100, rounding) for layer in layers.layers)
-        left = [
-            has if percent == 100 else max(has * percent // 100 // GROUPS_STEP * GROUPS_STEP, GROUPS_STEP)
-            for has in groups(teacher.stem)
-        ]
-        plan = dataclasses.replace(layers, layers=shrunk, stem=units_of(teacher, scores, left))
+        plan = evenly(teacher, layers, scores, percent, rounding)
         if cost(plan.shape_of(teacher)) <= budget:
             return plan
     return None
+
+
+def evenly(teacher: ViT, layers: Plan, scores: Scores, percent: int, rounding: Rounding) -> Plan:
+    """Keeps all heads, and `percent` of neurons, dims and a stem's channels everywhere, but never less than `rounding` leaves."""
+    shrunk = tuple(_shrunk(layer, teacher, scores, percent / 100, rounding) for layer in layers.layers)
+    left = [
+        has
+        if percent == 100
+        else min(max(has * percent // 100 // GROUPS_STEP * GROUPS_STEP, GROUPS_STEP), has)
+        for has in groups(teacher.stem)
+    ]
+    return dataclasses.replace(layers, layers=shrunk, stem=units_of(teacher, scores, left))
 
 
 def units_of(teacher: ViT, scores: Scores, left: Sequence[int]) -> tuple[Unit, ...]:

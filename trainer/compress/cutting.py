@@ -45,6 +45,11 @@ def carry_out(given: Given, plan: Plan, met: dict[str, Any], folder: Path) -> di
         model, weights = given.pair.having(shape, params) if given.pair else (shape, params)
         card = checkpoint.Card(model, given.loaded.preprocess, given.loaded.labels, _meta(given, met))
         checkpoint.save_model(folder, card, weights)
+    if given.pair:
+        remarks = [
+            *remarks,
+            "top-1 of a pair's tower is how often its embedding is nearest to the teacher's of the same image",
+        ]
     return {"validation_top1": top1s, "remarks": remarks}
 
 

@@ -23,7 +23,7 @@ from trainer.config import Compression
 from trainer.data.datasets import open_dataset
 from trainer.data.source import Dataset
 from trainer.description import ViT
-from trainer.models.build import Params
+from trainer.models.build import Params, flatten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +105,9 @@ def with_teacher_in(given: Given, folder: Path) -> Given:
         checkpoint.save_model(
             folder, checkpoint.Card(loaded.description, loaded.preprocess, loaded.labels, meta), loaded.params
         )
-    return dataclasses.replace(given, first=folder)
+    # From here on the teacher is that checkpoint, whose hash is of its parameters and not of the file that they came in.
+    meta = {**given.loaded.meta, "weights_hash": checkpoint.weights_hash(given.loaded.params)}
+    return dataclasses.replace(given, first=folder, loaded=dataclasses.replace(given.loaded, meta=meta))
 
 
 def cutting(given: Given, path: Path, config: Compression) -> Given:
@@ -117,6 +119,12 @@ def cutting(given: Given, path: Path, config: Compression) -> Given:
 
 def _teacher(config: Compression, loaded: Loaded, images: Array) -> Teacher:
     model = description.require_vit(loaded.description, "compression")
+    broken = [name for name, array in flatten(loaded.params).items() if not np.isfinite(array).all()]
+    if broken:
+        raise UserError(
+            f"the teacher's array {broken[0]} holds NaN or infinity, and {len(broken) - 1} more do; compression needs finite "
+            "weights: train it again, or take an earlier checkpoint"
+        )
     return Teacher(model, loaded.params, images, Repair(config.ridge, config.calibration.batch))
 
 

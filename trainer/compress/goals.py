@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from serving.command import UserError
+from serving.runtime import cpu
 from serving.timing.profile import all_cores, this_machine
 from serving.timing.turns import Timing
 from trainer.compress import allocate, latency, profiles
@@ -14,6 +15,7 @@ from trainer.compress.latency import Setting, graph_bytes
 from trainer.compress.latency_table import CostTable, grid
 from trainer.compress.search import Candidate
 from trainer.compress.size import file_mib
+from trainer.compress.target import sizes_of
 from trainer.config.compression import Budget
 from trainer.description import ViT, param_count
 
@@ -36,6 +38,7 @@ class Goal:
     measure: Callable[[ViT], Measured]
     known: Sequence[tuple[float, float]]  # (cost, measured) of the least cut and of the teacher
     where: str
+    recorded: bool = False  # `measure` reads a profile of another machine
 
     def spend(self, model: ViT) -> int:
         """The cost as the whole number that a search spends; of equally costly models the one of fewer parameters costs less."""
@@ -106,7 +109,12 @@ def _recorded(budget: Budget, name: str, teacher: ViT, rounding: Rounding) -> Go
     """The goal of a latency on a recorded device: what is `measured` is read from its profile, between its two ends."""
     setting = Setting(budget.batch, budget.threads, budget.precision)
     device = profiles.Device.of(Path(budget.profile), setting)
-    _require_same_inputs(device, teacher)
+    _require_cut_of(device, teacher)
+    if setting.precision == "int8" and cpu.supports(cpu.INT8) and device.machine["int8"] == "no":
+        raise UserError(
+            f"int8 as this machine writes it needs a CPU with one of {', '.join(cpu.INT8)}, which the device of {budget.profile} "
+            "lacks; compress where the CPU lacks them too, or ask for fp32 or int8_weights"
+        )
     cost, ends = CostTable(grid(device.teacher, rounding), device.timer), _ends(device.teacher, rounding)
     known = [
         (cost(model), getattr(timing, name.removeprefix("latency_")))
@@ -125,18 +133,27 @@ def _recorded(budget: Budget, name: str, teacher: ViT, rounding: Rounding) -> Go
         lambda model: Measured(line.at(cost(model)), 0.0),
         known,
         where,
+        recorded=True,
     )
 
 
-def _require_same_inputs(device: profiles.Device, teacher: ViT) -> None:
-    """A teacher that was cut on the way has other blocks and another width; what it sees and says stays."""
-    for field in ("image_size", "channels", "patch_size", "num_classes", "pooling", "distilled"):
+def _require_cut_of(device: profiles.Device, teacher: ViT) -> None:
+    """Refuses a teacher that is not the one whose sizes were timed, nor what cutting made of that on the way."""
+    for field in ("image_size", "channels", "patch_size", "num_classes", "pooling", "distilled", "gelu"):
         theirs, own = getattr(device.teacher, field), getattr(teacher, field)
         if theirs != own:
-            raise UserError(
-                f"profile {device.path} is of a teacher with {field} {theirs}, this one has {own}; "
-                "write the kit from this teacher"
-            )
+            raise _of_another(device, f"has {field} {theirs}, this one {own}")
+    stems = [one.stem and (one.stem.width, one.stem.stages) for one in (device.teacher, teacher)]
+    if stems[0] != stems[1]:
+        raise _of_another(device, f"has a stem of width and stages {stems[0]}, this one {stems[1]}")
+    has, timed = (dataclasses.asdict(sizes_of(one)) for one in (teacher, device.teacher))
+    for name, size in has.items():
+        if size > timed[name]:
+            raise _of_another(device, f"has {name} {timed[name]}, this one {size}")
+
+
+def _of_another(device: profiles.Device, what: str) -> UserError:
+    return UserError(f"profile {device.path} is of a teacher that {what}; write the kit from this teacher")
 
 
 def timed_models(teacher: ViT, rounding: Rounding) -> list[ViT]:
@@ -190,10 +207,16 @@ def reach(
     if not 1 - goal.enough <= reached <= 1:
         raise UserError(
             f"budget.{goal.name}={goal.asked:g} was not met in {len(attempts)} searches: the nearest has "
-            f"{param_count(shape(best.found)):,} parameters and takes {best.measured.value:.4g} {goal.unit} (spread "
-            f"{best.measured.spread:.0%}); ask that, or run again when the machine is quieter"
+            f"{param_count(shape(best.found)):,} parameters and takes {best.measured.value:.4g} {goal.unit}; "
+            f"{_way_out(goal, best.measured.spread)}"
         )
     return best.found, _record(goal, attempts)
+
+
+def _way_out(goal: Goal, spread: float) -> str:
+    if goal.recorded or goal.unit != "ms":
+        return "ask that"
+    return f"ask that, or run again when the machine is quieter (spread {spread:.0%})"
 
 
 def _record(goal: Goal, attempts: list[Attempt[list[Candidate]]]) -> dict[str, object]:
@@ -206,4 +229,5 @@ def _record(goal: Goal, attempts: list[Attempt[list[Candidate]]]) -> dict[str, o
         "spread": best.measured.spread,
         "searches": len(attempts),
         "where": goal.where,
+        "recorded": goal.recorded,
     }

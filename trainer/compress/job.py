@@ -14,6 +14,7 @@ Run again with the same configuration, it goes on with the first stage that is n
 """
 
 import dataclasses
+import hashlib
 import time
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,8 @@ def compress(config: Compression, origin: Origin, workdir: Path) -> dict[str, ob
             "teacher": given.loaded.meta["weights_hash"],
             "calibration images": given.calibration_hash,
         }
+        if config.budget.profile:
+            hashes["latency profile"] = hashlib.sha256(Path(config.budget.profile).read_bytes()).hexdigest()
         stages = Stages(workdir, config, hashes)
         with stages.forgotten_when_refused():
             given = with_teacher_in(given, workdir / "teacher")

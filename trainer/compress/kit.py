@@ -25,8 +25,9 @@ from trainer import checkpoint, description
 from trainer.compress import goals, latency, profiles
 from trainer.compress.allocate import Rounding
 from trainer.compress.latency import Setting
+from trainer.compress.pairs import Pair
 from trainer.config import Compression
-from trainer.description import ViT
+from trainer.description import TwoTowers, ViT
 
 _WEIGHTS = "weights.bin"
 _DEVIATION = 0.02  # of drawn weights: no overflow, and nothing so small that arithmetic would slow down
@@ -55,7 +56,9 @@ def main(argv: list[str]) -> dict[str, object]:
     path, out = values["checkpoint"].value, values["out"].value
     command.require_usage(extra, bool(recipe and path and out), "--config, --checkpoint and --out are needed")
     settings = config.compression(str(recipe), overrides)
-    teacher = description.require_vit(checkpoint.load(Path(path)).description, "compression")
+    model = checkpoint.load_card(Path(path)).description
+    tower = Pair.tower_of(model) if isinstance(model, TwoTowers) else model
+    teacher = description.require_vit(tower, "compression")
     return write(teacher, settings, Path(out))
 
 
@@ -65,6 +68,7 @@ def write(teacher: ViT, config: Compression, folder: Path) -> dict[str, object]:
     Raises:
       UserError: when the folder holds something already.
     """
+    command.require_folder(folder, "--out")
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; give another --out or remove it")
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,6 +91,7 @@ def write(teacher: ViT, config: Compression, folder: Path) -> dict[str, object]:
         "format": KIT_FORMAT,
         "setting": dataclasses.asdict(setting),
         "teacher": profiles.name_of(teacher),
+        "weights": _WEIGHTS,
         "models": rows,
     }
     (folder / KIT_FILE).write_text(json.dumps(content, indent=1) + "\n")

@@ -16,7 +16,7 @@ import numpy as np
 from trainer.compress.allocate import GROUPS_STEP, Rounding, least_block
 from trainer.compress.cells import groups
 from trainer.compress.latency import Timer
-from trainer.description import Block, ViT, block_macs, macs, param_count
+from trainer.description import Block, ViT, block_macs, macs
 
 _DEEP = 4  # equal branches in one measured model
 _STEM_PARTS = (4, 2, 1)  # fractions of its groups that a stem is measured with
@@ -186,8 +186,3 @@ def between(axes: Axes, values: np.ndarray, point: Sequence[int]) -> float:
         high = min(low + 1, len(axis) - 1)
         values = values[low] + (place - low) * (values[high] - values[low])
     return float(values)
-
-
-def picoseconds(cost_ms: Callable[[ViT], float]) -> Callable[[ViT], int]:
-    """`cost_ms` as the whole number that a search spends; of equally fast models the one with fewer parameters costs less."""
-    return lambda model: round(cost_ms(model) * 1e9) + param_count(model)

@@ -51,6 +51,10 @@ def smallest(
             kept, high = found, found[0].cost
         else:
             low = budget
+    if not tried:
+        raise UserError(
+            f"the teacher's {high:,} MACs are all but the {low:,} that one block needs; nothing would be cut"
+        )
     if not kept:
         best = max(tried, key=lambda one: (one["top1"], -one["macs"]))
         raise UserError(

@@ -25,6 +25,11 @@ class Pair:
     model: TwoTowers
     params: Params
 
+    @staticmethod
+    def tower_of(model: TwoTowers) -> ViT:
+        """The shape of what is cut of a pair."""
+        return dataclasses.replace(model.image, num_classes=model.image.num_outputs)
+
     def tower(self) -> tuple[ViT, Params]:
         """The image tower with a head; one without gets the identity, so that its stream may become narrower than embeddings."""
         image, own = self.model.image, self.params["image"]
@@ -34,7 +39,7 @@ class Pair:
             "kernel": np.eye(image.width, dtype=np.float32),
             "bias": np.zeros(image.width, np.float32),
         }
-        return dataclasses.replace(image, num_classes=image.width), {**own, "head": identity}
+        return self.tower_of(self.model), {**own, "head": identity}
 
     def having(self, image: ViT, params: Params) -> tuple[TwoTowers, Params]:
         """The pair with another image tower."""

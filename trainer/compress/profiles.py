@@ -42,7 +42,7 @@ class Device:
             )
         machine, timings = read(path, setting)
         said = json.loads(path.read_text()).get("teacher")
-        if said is None:
+        if not isinstance(said, str):
             raise UserError(
                 f"{path} does not say of which teacher it is; give what python -m serving.timing wrote"
             )
@@ -95,8 +95,8 @@ def read(path: Path, setting: Setting) -> tuple[Machine, dict[str, Timing]]:
         values: Any = json.loads(path.read_text())
         found, has = values["format"], Setting(**values["setting"])
         timings = {name: Timing(*three) for name, three in values["timings"].items()}
-        machine = {name: str(values["machine"][name]) for name in ("cpu", "features", "runtime")}
-    except (ValueError, TypeError, KeyError) as error:
+        machine = {name: str(values["machine"][name]) for name in ("cpu", "features", "int8", "runtime")}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is no latency profile; write it anew") from error
     if found != FORMAT:
         raise UserError(f"profile {path} is of format {found!r}, not {FORMAT!r}; write it anew")

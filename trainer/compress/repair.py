@@ -90,7 +90,7 @@ def cut(
         str(position): block for position, block in enumerate(block for block in blocks if block is not None)
     }
     heads, remarks = walk.heads()
-    return {**walk.start, "blocks": kept, **heads}, remarks
+    return {**walk.start, "blocks": kept, **heads}, [*walk.remarks, *remarks]
 
 
 def select(params: Params, layer: Layer) -> Params:
@@ -130,6 +130,7 @@ class _Walk:
     ) -> None:
         self._model, self._params, self._how, self._walked = teacher, params, how, walked
         self._narrow, self.start = teacher, params  # the student before its inner sizes are cut
+        self.remarks: list[str] = []
         self._teacher = self._student = next(walked)
         self._to_narrow = None if to_narrow is None else to_narrow.astype(np.float32)
         self._cut = self._to_narrow is not None  # whether anything so far differs from the teacher
@@ -145,7 +146,7 @@ class _Walk:
         self._cut = self._cut or cut_stem.changed
         if self._how.fit and cut_stem.changed:
             wanted = self._teacher if self._to_narrow is None else self._teacher @ self._to_narrow
-            patch = stem.refit_patch(
+            patch, self.remarks = stem.refit_patch(
                 self._narrow, self.start, cut_stem.cells, wanted, self._how.batch, self._how.ridge
             )
         self.start = {**self.start, "stem": cut_stem.params, "patch": patch}

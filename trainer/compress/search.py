@@ -166,8 +166,10 @@ def uniform(
     check_budget(teacher.model, cost, budget, rounding)
     plan = allocate.uniform(teacher.model, identity(teacher.model), scores, cost, budget, rounding)
     if plan is None:
+        least = allocate.evenly(teacher.model, identity(teacher.model), scores, 1, rounding)
         raise UserError(
-            f"budget {budget:,} cannot be met by cutting all layers alike; search=budget also cuts width and depth"
+            f"budget {budget:,} cannot be met by cutting all layers alike, which leaves {cost(least.shape_of(teacher.model)):,} "
+            "at least: give that, or --config.search=budget, which also cuts width and depth"
         )
     return [Candidate("uniform", plan, cost(plan.shape_of(teacher.model)), judge(plan))]
 

@@ -33,6 +33,10 @@ def write_text(path: Path, text: str) -> None:
     os.replace(draft, path)
 
 
+# All that a compression writes before its first stage is done; whatever else lies in a workdir is not ours to remove.
+_BEFORE_ANY_STAGE = (_IDENTITY, "scores.npz", "scores.partial.npz", "losses.json", "search.json")
+
+
 class Stages:
     """The stages of one compression in its workdir."""
 
@@ -79,9 +83,8 @@ class Stages:
             yield
         except UserError as error:
             if self._fresh and error.exit_code == ExitCode.BAD_INPUT and not self._any_done():
-                for path in self._workdir.iterdir():
-                    if path.is_file() and path.name != ".lock":
-                        path.unlink()
+                for name in _BEFORE_ANY_STAGE:
+                    (self._workdir / name).unlink(missing_ok=True)
             raise
 
     def _any_done(self) -> bool:

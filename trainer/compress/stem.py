@@ -116,10 +116,12 @@ def cut_unit(
     return new
 
 
-def refit_patch(model: ViT, params: Params, cells: Array, wanted: Array, batch: int, ridge: float) -> Params:
+def refit_patch(
+    model: ViT, params: Params, cells: Array, wanted: Array, batch: int, ridge: float
+) -> tuple[Params, list[str]]:
     """The patch embedding that makes of `cells` what comes nearest to the stream `wanted` (images, T, w) before the first block.
 
-    As it is where there are too few calibration images for it.
+    As it is, with a remark, where there are too few calibration images for it.
     """
     own: Params = params["patch"]
     positions = np.asarray(params["pos"])[:, model.num_prefix :]
@@ -129,9 +131,9 @@ def refit_patch(model: ViT, params: Params, cells: Array, wanted: Array, batch: 
         tokens = wanted[rows, model.num_prefix :] - positions
         fit.add(_spread(seen, side, side).reshape(*tokens.shape[:2], -1), jnp.asarray(tokens))
     if not fit.enough():
-        return own
+        return own, [f"the patch embedding behind the stem not fitted: {fit.rows} patches are too few"]
     kernel, bias = fit.ridge(ridge)
-    return {"kernel": _gathered(kernel, side), "bias": bias}
+    return {"kernel": _gathered(kernel, side), "bias": bias}, []
 
 
 def _channels(stem: Stem, place: Place, groups: tuple[int, ...]) -> Array:

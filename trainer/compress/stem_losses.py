@@ -40,8 +40,8 @@ def measure(
     with progress(plain.num_units, "stem") as bar:
         for index, place in enumerate(plain.places):
             own, whole = cells.unit_params(start, place), cells.groups(plain)[index]
-            losses = []
-            for left in (int(whole * part) for part in _PARTS):
+            losses, sizes = [], sorted({max(int(whole * part), 1) for part in _PARTS} - {whole})
+            for left in reversed(sizes):
                 score = scores[gates_name(index)]
                 unit = Unit(*(best(score[name], left) for name in ("conv1", "conv2")))
                 new = stem.cut_unit(plain, place, own, unit, (fitting, fitting), how.batch, how.ridge)
@@ -51,7 +51,6 @@ def measure(
                 losses.append(table.loss_of(cells.place(model, start, after, how.batch)))
             # What is smaller loses no less: the rest is the noise of few images.
             rising = np.maximum.accumulate([0.0, *losses])[::-1]
-            sizes = sorted(int(whole * part) for part in _PARTS)
             found.append({"stem": Curve((*sizes, whole), tuple(float(loss) for loss in rising))})
             fitting, judging = (
                 cells.advance(plain, place, own, before, how.batch) for before in (fitting, judging)

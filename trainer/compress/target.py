@@ -66,8 +66,11 @@ def _of_named(target: str, teacher: ViT) -> Sizes:
     model = named(target, teacher.image_size, teacher.channels, teacher.num_classes)
     if not isinstance(model, ViT):
         raise UserError(f"shape.target={target} is of kind {model.kind!r}, the teacher a ViT; name a ViT")
-    for name in ("patch_size", "stem"):
-        theirs, own = getattr(model, name), getattr(teacher, name)
+    stems = [one.stem and (one.stem.width, one.stem.stages) for one in (model, teacher)]
+    for name, theirs, own in (
+        ("patch_size", model.patch_size, teacher.patch_size),
+        ("stem of width and stages", *stems),
+    ):
         if theirs != own:
             raise UserError(
                 f"shape.target={target} has {name} {theirs}, the teacher {own}, which cutting does not change; "
@@ -119,4 +122,5 @@ def report(teacher: ViT, sizes: Sizes, model: ViT) -> dict[str, dict[str, int]]:
             "actual": getattr(actual, field.name),
         }
         for field in dataclasses.fields(Sizes)
+        if field.name != "stem_groups" or teacher.stem
     }

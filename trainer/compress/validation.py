@@ -14,6 +14,8 @@ from trainer.description import ViT
 from trainer.interval import wilson
 from trainer.models.build import Params
 
+_COMPARED = 256  # embeddings at a time with all others
+
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
@@ -44,8 +46,9 @@ def logits(model: ViT, params: Params, spec: PreprocessSpec, source: ImageSource
 
 def found_again(said: Array, teacher: Array) -> float:
     """The fraction of images whose embedding (images, E) is nearer to the teacher's of that image than to its of any other."""
-    both = [one / np.linalg.norm(one, axis=1, keepdims=True) for one in (said, teacher)]
-    return float(np.mean((both[0] @ both[1].T).argmax(axis=1) == np.arange(len(said))))
+    own, theirs = (one / np.linalg.norm(one, axis=1, keepdims=True) for one in (said, teacher))
+    nearest = [(own[rows] @ theirs.T).argmax(axis=1) for rows in streams.batches(len(own), _COMPARED)]
+    return float(np.mean(np.concatenate(nearest) == np.arange(len(own))))
 
 
 def top1(model: ViT, params: Params, spec: PreprocessSpec, source: ImageSource, batch: int) -> float:

@@ -156,7 +156,7 @@ class Compression:
         str,
         "whether a budget may be met by merging tokens too: auto (where there are at least 100), always or never",
     ]
-    score: Annotated[str, "fisher or taylor: how units are ranked"]
+    score: Annotated[str, "fisher, taylor, act, variance or obs: how units are ranked"]
     calibration: Calibration
     ridge: Annotated[float, "damping of least squares, as a fraction of the mean variance"]
     round_mlp: Annotated[int, "neurons are cut to a multiple of this"]
@@ -236,6 +236,13 @@ class Compression:
         except ConfigError as error:
             for problem in error.problems:
                 found.check(False, f"distil.{problem}")
+        turns = {"distil.rungs": (distil.rungs, 1), "halving.candidates": (halving.candidates, 0)}
+        for name, (value, alone) in turns.items():
+            found.check(
+                not distil.feature_weight or value == alone,
+                f"distil.feature_weight={distil.feature_weight:g} matches blocks of one cut with those of its teacher; "
+                f"set {name}={alone}, not {value}, or distil.feature_weight=0",
+            )
         laddered = distil.rungs != 1 and any(dataclasses.asdict(self.shape).values())
         found.check(not laddered, f"distil.rungs={distil.rungs} is for a budget; with shape.* set it to 1")
         name, share = self.export.name, self.export.min_agreement

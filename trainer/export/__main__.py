@@ -114,7 +114,7 @@ def _subject(given: dict[str, Any]) -> Any:
     from trainer.export import subject
 
     if given["checkpoint"]:
-        return subject.from_checkpoint(given["checkpoint"], given["data_dir"])
+        return subject.from_checkpoint(given["checkpoint"], given["data_dir"], given["vocab"])
     weights = asked.load(
         given["weights"],
         given["model"],

@@ -47,8 +47,8 @@ class Subject:
         return self.images
 
 
-def from_checkpoint(path: str, data_dir: str) -> Subject:
-    """A trained or cut model, proven on the images of its own data set.
+def from_checkpoint(path: str, data_dir: str, vocab: str = "") -> Subject:
+    """A trained or cut model, proven on the images of its own data set; `vocab` is of a pair's text tower.
 
     Raises:
       UserError: when the checkpoint or its data set cannot be read, or they do not belong together.
@@ -64,6 +64,7 @@ def from_checkpoint(path: str, data_dir: str) -> Subject:
         loaded.labels,
         {"stage": loaded.meta["stage"], **{name: loaded.meta[name] for name in _HASHES}},
         DatasetSamples(data, loaded.preprocess),
+        _vocabulary(vocab, loaded.description),
     )
 
 

@@ -58,7 +58,7 @@ class Record:
             "within_budget": all(limit.met for limit in self.limits) if self.limits else None,
             "limits": [limit.to_json() for limit in self.limits],
             "sizes": self._sizes(),
-            "latency": {name: self.shipped.get(name) for name in ("latency", "teacher_latency")},
+            "latency": {name: self.shipped.get(name) for name in ("latency", "teacher_latency", "device")},
             "shipped": {
                 name: self.shipped[name] for name in ("bundle", "precision", "why") if name in self.shipped
             },

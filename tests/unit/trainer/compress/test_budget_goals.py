@@ -19,7 +19,7 @@ from trainer.description import Block, ViT, macs, uniform
 
 ROUNDING = Rounding(mlp=8, head_dim=4, width=16)
 SETTING = Setting(1, 1, "fp32")
-MACHINE = {"cpu": "a", "features": "b", "runtime": "c"}
+MACHINE = {"cpu": "a", "features": "b", "int8": "no", "runtime": "c"}
 
 
 def _by_macs(models: Sequence[ViT]) -> list[Timing]:
@@ -130,7 +130,7 @@ def test_another_cpu_runtime_or_setting_has_another_cache(
     machines = [MACHINE, *({**MACHINE, name: "other"} for name in MACHINE)]
     settings = [SETTING, Setting(2, 1, "fp32"), Setting(1, 2, "fp32"), Setting(1, 1, "int8")]
     paths = {profiles.cache_path(machine, setting) for machine in machines for setting in settings}
-    assert len(paths) == 16
+    assert len(paths) == 20
     assert all(path.is_relative_to(tmp_path) for path in paths)
 
 

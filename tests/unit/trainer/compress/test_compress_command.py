@@ -322,3 +322,12 @@ def test_flags_that_are_missing_or_unknown_are_refused() -> None:
         main(["--checkpoint=x"])
     with pytest.raises(UserError, match="Unknown command line flag 'chekpoint'"):
         main(["--chekpoint=x"])
+
+
+def test_a_teacher_with_nan_is_refused_by_the_name_of_its_array(tmp_path: Path) -> None:
+    params = random_params(SMALL)
+    params["patch"]["bias"][3] = np.nan
+    save_digits(tmp_path / "teacher", params=params)
+    with pytest.raises(UserError, match="the teacher's array patch/bias holds NaN or infinity"):
+        main(_arguments(tmp_path / "teacher", tmp_path / "small", "--config.budget.params=0.6"))
+    assert not (tmp_path / "small" / "compression.json").exists()

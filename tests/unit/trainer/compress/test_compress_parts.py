@@ -143,3 +143,18 @@ def test_a_bad_key_of_the_later_stages_is_refused_at_once(key: str, value: str, 
 def test_a_ladder_needs_a_budget() -> None:
     with pytest.raises(UserError, match=r"distil.rungs=0 is for a budget; with shape"):
         config.compression("configs/compress.py", [("shape.num_layers", "1"), ("distil.rungs", "0")])
+
+
+def test_a_refusal_removes_nothing_that_is_not_the_compressions(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    stages = Stages(tmp_path, CONFIG, HASHES)
+    with pytest.raises(UserError), stages.forgotten_when_refused():
+        raise UserError("too few images")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("turns", [("distil.rungs", "2"), ("halving.candidates", "3")])
+def test_blocks_are_matched_with_those_of_one_cut(turns: tuple[str, str]) -> None:
+    given = [("distil.feature_weight", "1"), turns]
+    with pytest.raises(UserError, match=r"distil.feature_weight=1 matches blocks of one cut"):
+        config.compression("configs/compress.py", given)

@@ -1,6 +1,8 @@
 """A latency budget on another machine: a kit of models, timed there by the server's installation, and cut to here."""
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -157,12 +159,40 @@ def test_a_profile_that_does_not_fit_is_refused(
         goals.of(asked.budget, SMALL, rounding)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"gelu": "tanh"}, "is of a teacher that has gelu erf, this one tanh"),
+        ({"blocks": (*SMALL.blocks, *SMALL.blocks)}, "has num_layers 2, this one 4"),
+        ({"width": 24}, "has hidden_size 16, this one 24"),
+    ],
+)
+def test_a_profile_of_another_teacher_is_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], said: str
+) -> None:
+    _invent(monkeypatch, folder)
+    device = tmp_path / "device.json"
+    profile.main([f"--kit={folder}", f"--out={device}"])
+    asked = _asked(f"--config.budget.profile={device}", "--config.budget.threads=1")
+    with pytest.raises(UserError, match=said):
+        goals.of(asked.budget, dataclasses.replace(SMALL, **change), ROUNDING)
+
+
+def test_a_kit_without_its_weights_is_refused(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "kit")
+    (copy / "weights.bin").unlink()
+    with pytest.raises(UserError, match=r"lacks weights\.bin"):
+        profile.main([f"--kit={copy}", f"--out={tmp_path / 'device.json'}"])
+
+
 def test_a_profile_without_a_latency_is_refused() -> None:
     with pytest.raises(UserError, match=r"budget.profile=a.json is for budget.latency_p50_ms"):
         config.compression(RECIPE, [("budget.profile", "a.json")])
 
 
-@pytest.mark.parametrize("content", [None, "{", '{"format": "other"}'])
+@pytest.mark.parametrize(
+    "content", [None, "{", '{"format": "other"}', '{"format": "vitforge-latency-kit-1", "models": []}']
+)
 def test_what_is_no_kit_is_refused(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "kit.json").write_text(content)

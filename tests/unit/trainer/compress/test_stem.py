@@ -160,6 +160,28 @@ def test_a_curve_of_a_unit_is_the_loss_of_the_whole_cut_model() -> None:
     assert table[1]["stem"].losses[0] == pytest.approx(divergence(*told), rel=1e-3)
 
 
+def test_a_stem_and_the_stream_are_cut_together() -> None:
+    params, images = _setting()
+    wanted = logits(MODEL, params, images)
+    narrow = dataclasses.replace(_plan(16, 16), width=12)
+    model, found = _cut(narrow)
+    assert _shapes(found) == _shapes(param_shapes(model))
+    padded = streams.logits(*padded_model(MODEL, narrow, found), images[:50], 25)
+    np.testing.assert_allclose(logits(model, found, images[:50]), padded, atol=1e-4)
+    losses = [divergence(wanted, logits(*_cut(narrow, fit), images)) for fit in (True, False)]
+    assert losses[0] < losses[1] / 1.5, losses
+
+
+def test_a_unit_of_few_groups_still_has_a_curve() -> None:
+    _, images = _setting()
+    tiny = dataclasses.replace(MODEL, stem=dataclasses.replace(MODEL.stem, groups=(2, 1)))  # type: ignore[type-var]
+    own, few = random_params(tiny), {"conv1": np.ones(2), "conv2": np.ones(2)}
+    score = {gates_name(0): few, gates_name(1): {name: np.ones(1) for name in few}}
+    curves = stem_losses.measure(tiny, own, score, images[:75], images[75:], HOW)
+    assert [one["stem"].sizes for one in curves] == [(1, 2), (1,)]
+    assert curves[1]["stem"].at(1) == 0
+
+
 def test_a_plan_with_units_survives_being_written() -> None:
     plan = _plan(12, 20)
     assert from_json(plan.to_json()) == plan
