@@ -165,7 +165,7 @@ def test_a_run_that_matches_features_starts_nearer_than_their_share_of_the_loss_
     ("changes", "said"),
     [
         ({"feature_blocks": "1"}, r"feature_blocks='1' names block 1; the student's are 0 to 0"),
-        ({"pretrained": ""}, "the teacher has 2 blocks of width 16, the student 1 of width 12"),
+        ({"pretrained": "elsewhere"}, "the teacher has 2 blocks of width 16, the student 1 of width 12"),
     ],
 )
 def test_blocks_that_cannot_be_matched_are_refused(folder: Path, changes: dict[str, Any], said: str) -> None:

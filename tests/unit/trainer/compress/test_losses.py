@@ -47,7 +47,10 @@ def _setting(model: ViT) -> tuple[Teacher, Judge, Losses]:
 )
 def test_every_branch_has_curves_that_fall_to_nothing(model: ViT) -> None:
     _, _, table = _setting(model)
-    for block, curves in zip(model.blocks, table, strict=True):
+    units = model.stem.num_units if model.stem else 0
+    assert len(table) == len(model.blocks) + units
+    assert all(curves.keys() == {"stem"} for curves in table[len(model.blocks) :])
+    for block, curves in zip(model.blocks, table):
         kinds = {"heads", "query_key", "value"} if block.num_heads else set()
         assert curves.keys() == kinds | ({"mlp"} if block.mlp_dim else set())
         for curve in curves.values():
