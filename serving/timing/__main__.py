@@ -15,9 +15,8 @@ from absl import flags
 
 from serving import command
 from serving.command import UserError
-from serving.runtime.select import open_runtime
 from serving.timing.profile import FORMAT, KIT_FILE, KIT_FORMAT, Machine, all_cores, this_machine, write
-from serving.timing.turns import Timing, time_in_turns
+from serving.timing.turns import Timing, drawn_images, time_models
 
 _AT_ONCE = 8  # models in memory
 _INPUT = "images"
@@ -108,17 +107,10 @@ def _identity(kit: dict[str, Any], machine: Machine) -> dict[str, Any]:
 
 
 def _timed(folder: Path, models: list[dict[str, Any]], setting: dict[str, Any]) -> list[Timing]:
-    threads = setting["threads"] or all_cores()
-    runtimes = [open_runtime(folder / model["file"], "onnxruntime", threads) for model in models]
-    inputs = [{_INPUT: _images((setting["batch"], *model["image"]))} for model in models]
-    found = time_in_turns(runtimes, inputs)
-    for runtime in runtimes:
-        runtime.close()
-    return found
-
-
-def _images(shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    return np.random.default_rng(1).standard_normal(shape, np.float32)
+    inputs = [{_INPUT: drawn_images((setting["batch"], *model["image"]))} for model in models]
+    return time_models(
+        [folder / model["file"] for model in models], inputs, setting["threads"] or all_cores()
+    )
 
 
 if __name__ == "__main__":

@@ -7,10 +7,12 @@ rounds lie apart is told with it.
 import dataclasses
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from serving.runtime.base import Array, Runtime
+from serving.runtime.select import open_runtime
 
 _ROUNDS, _RUNS = 9, 12  # 108 runs of each
 _WARM_UP = 3
@@ -26,6 +28,22 @@ class Timing:
     p50_ms: float
     p99_ms: float
     spread: float
+
+
+def time_models(
+    models: Sequence[Path | bytes], inputs: Sequence[dict[str, Array]], threads: int
+) -> list[Timing]:
+    """The timing of each model file (or its bytes) with its own of `inputs`, all in memory at once, on `threads` threads."""
+    runtimes = [open_runtime(model, "onnxruntime", threads) for model in models]
+    found = time_in_turns(runtimes, inputs)
+    for runtime in runtimes:
+        runtime.close()
+    return found
+
+
+def drawn_images(shape: tuple[int, ...]) -> Array:
+    """Numbers like those of normalised images, always the same of one `shape` (images, H, W, C)."""
+    return np.random.default_rng(1).standard_normal(shape, np.float32)
 
 
 def time_in_turns(runtimes: Sequence[Runtime], inputs: Sequence[dict[str, Array]]) -> list[Timing]:

@@ -9,7 +9,7 @@ from serving.command import UserError
 from trainer.compress.cells import groups
 from trainer.compress.plan import Layer, Plan, Unit, identity, keep_all, narrowed
 from trainer.compress.scores import Scores
-from trainer.description import Block, ViT
+from trainer.description import Block, ViT, with_groups
 from trainer.models.stem import gates_name
 
 # Groups of a stem's inner channels go in fours: with two channels or more in each, channels stay multiples of 8.
@@ -98,9 +98,7 @@ def widths(teacher: ViT, rounding: Rounding) -> list[int]:
 def smallest(teacher: ViT, rounding: Rounding) -> list[ViT]:
     """The smallest models that cutting may leave: the least of each block, alone, in the narrowest stream."""
     narrowest = narrowed(teacher, widths(teacher, rounding)[0])
-    if teacher.stem and teacher.stem.num_units:
-        least = tuple(min(GROUPS_STEP, has) for has in groups(teacher.stem))
-        narrowest = dataclasses.replace(narrowest, stem=dataclasses.replace(teacher.stem, groups=least))
+    narrowest = with_groups(narrowest, [min(GROUPS_STEP, has) for has in groups(teacher.stem)])
     return [
         dataclasses.replace(narrowest, blocks=(least_block(block, rounding),)) for block in teacher.blocks
     ]

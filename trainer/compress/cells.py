@@ -13,7 +13,7 @@ import numpy as np
 
 from trainer.compress.moments import Array
 from trainer.compress.streams import in_batches
-from trainer.description import GROUPS, Stem, ViT
+from trainer.description import Stem, ViT, without_stem
 from trainer.models.build import Params, bind, bind_unit
 from trainer.models.stem import Taps
 
@@ -22,8 +22,8 @@ Unit = Callable[[Params, Any], tuple[jax.Array, Taps]]  # the cells may lie on t
 
 
 def groups(stem: Stem | None) -> tuple[int, ...]:
-    """Of GroupNorm's groups, how many each unit has over its inner channels."""
-    return (stem.groups or (GROUPS,) * stem.num_units) if stem else ()
+    """As `Stem.groups_by_unit`; none without a stem."""
+    return stem.groups_by_unit if stem else ()
 
 
 def unit_params(params: Params, place: Place) -> Params:
@@ -67,9 +67,7 @@ def _beginning(model: ViT) -> Callable[[Params, Any], jax.Array]:
 
 def place(model: ViT, params: Params, cells: Array, size: int) -> Array:
     """The cells after the last unit → the stream (images, T, D) before the first block."""
-    bare = dataclasses.replace(
-        model, blocks=(), stem=None, image_size=model.stem_grid, channels=model.stem_channels
-    )
+    bare = dataclasses.replace(without_stem(model), blocks=())
     held = {name: value for name, value in params.items() if name != "stem"}
     return in_batches(_placing(bare), {**held, "blocks": {}}, cells, size)
 

@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from serving.command import progress
-from serving.runtime.select import open_runtime
-from serving.timing.turns import Timing, time_in_turns
+from serving.timing.turns import Timing, drawn_images, time_models
 from trainer.description import ViT
 from trainer.export.int8.write import in_precision
 from trainer.export.onnx_writer import write_onnx
@@ -49,22 +48,14 @@ def timer(setting: Setting) -> Timer:
 
 
 def _timed(models: Sequence[ViT], setting: Setting) -> list[Timing]:
-    runtimes = [
-        open_runtime(graph_bytes(model, setting.precision), "onnxruntime", setting.threads)
-        for model in models
-    ]
+    files = [graph_bytes(model, setting.precision) for model in models]
     inputs = [{IMAGES: _images(model, setting.batch)} for model in models]
-    found = time_in_turns(runtimes, inputs)
-    for runtime in runtimes:
-        runtime.close()
-    return found
+    return time_models(files, inputs, setting.threads)
 
 
 def time_file(content: bytes, model: ViT, setting: Setting) -> Timing:
     """The time of an exported file itself, `model`'s, on this machine under `setting`; its precision is the file's own."""
-    runtime = open_runtime(content, "onnxruntime", setting.threads)
-    (timing,) = time_in_turns([runtime], [{IMAGES: _images(model, setting.batch)}])
-    runtime.close()
+    (timing,) = time_models([content], [{IMAGES: _images(model, setting.batch)}], setting.threads)
     return timing
 
 
@@ -87,5 +78,4 @@ def _array(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _images(model: ViT, count: int) -> np.ndarray:
-    shape = (count, *model.image_size, model.channels)
-    return np.random.default_rng(1).standard_normal(shape, np.float32)
+    return drawn_images((count, *model.image_size, model.channels))

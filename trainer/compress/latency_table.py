@@ -16,7 +16,7 @@ import numpy as np
 from trainer.compress.allocate import GROUPS_STEP, Rounding, least_block
 from trainer.compress.cells import groups
 from trainer.compress.latency import Timer
-from trainer.description import Block, ViT, block_macs, macs
+from trainer.description import Block, ViT, block_macs, macs, with_groups, without_stem
 
 _DEEP = 4  # equal branches in one measured model
 _STEM_PARTS = (4, 2, 1)  # fractions of its groups that a stem is measured with
@@ -84,21 +84,14 @@ def _stems(teacher: ViT, width: int) -> tuple[ViT, ...]:
     found = []
     for part in _STEM_PARTS:
         left = tuple(max(has // part, min(GROUPS_STEP, has)) for has in groups(teacher.stem))
-        stem = dataclasses.replace(teacher.stem, groups=left)
-        found.append(dataclasses.replace(teacher, blocks=(), width=width, stem=stem, norm_eps=1e-6))
+        alone = dataclasses.replace(teacher, blocks=(), width=width, norm_eps=1e-6)
+        found.append(with_groups(alone, left))
     return tuple(found)
 
 
 def _without_blocks(model: ViT) -> ViT:
     """The model as far as a block's time depends on it: a stem's cells are its images."""
-    return dataclasses.replace(
-        model,
-        blocks=(),
-        stem=None,
-        image_size=model.stem_grid,
-        channels=model.stem_channels,
-        norm_eps=1e-6,
-    )
+    return dataclasses.replace(without_stem(model), blocks=(), norm_eps=1e-6)
 
 
 class CostTable:

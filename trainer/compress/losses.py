@@ -55,6 +55,12 @@ class Curve:
         return float(np.exp(np.interp(size, measured, np.log(losses))))
 
 
+def falling(sizes: Sequence[int], losses: Sequence[float], full: int) -> Curve:
+    """The curve of `losses` measured at `sizes`, the least first: what is smaller loses no less, but for the noise of few."""
+    rising = np.maximum.accumulate([0.0, *reversed(losses)])[::-1]
+    return Curve((*sizes, full), tuple(float(loss) for loss in rising))
+
+
 # A block's parameters, at its own shape, by the size that is kept of one kind.
 Smaller = Callable[[int], Params]
 LayerCurves = Mapping[str, Curve]  # heads, query_key, value, mlp; heads and mlp from 0 on
@@ -128,9 +134,7 @@ class Table:
             changed = cut(size)
             blocks = {**self._params["blocks"], str(index): changed}
             losses.append(divergence(self._wanted, self._said(self._stream, blocks)))
-        # What is smaller loses no less: the rest is the noise of few images.
-        rising = np.maximum.accumulate([0.0, *losses[::-1]])[::-1]
-        return Curve((*sizes, full), tuple(float(loss) for loss in rising))
+        return falling(sizes, losses, full)
 
     def loss_of(self, stream: Array) -> float:
         """The loss of what made `stream` (images, T, D) out of the held-out images, up to this layer."""

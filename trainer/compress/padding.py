@@ -9,7 +9,7 @@ import numpy as np
 
 from trainer.compress.moments import Array
 from trainer.compress.plan import Plan
-from trainer.description import GROUPS, Block, Stem, ViT, unit_convolutions
+from trainer.description import Block, Stem, ViT, unit_convolutions
 from trainer.models.build import Params
 
 _NOTHING = Block(0, 0, 0, 0)
@@ -49,7 +49,7 @@ def padded_model(teacher: ViT, plan: Plan, params: Params) -> tuple[ViT, Params]
 
 def plain(stem: Stem) -> Stem:
     """The stem with all of its channels, whose kernels are used as they are."""
-    return dataclasses.replace(stem, groups=stem.groups or (GROUPS,) * stem.num_units)
+    return dataclasses.replace(stem, groups=stem.groups_by_unit)
 
 
 def padded_unit(stem: Stem, place: tuple[int, int], params: Params) -> Params:

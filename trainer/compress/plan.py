@@ -6,7 +6,7 @@ Pure data. A plan is made from scores (`allocate`), carried out by `repair`, and
 import dataclasses
 from typing import Any
 
-from trainer.description import Block, ViT, merging
+from trainer.description import Block, ViT, merging, with_groups
 
 FILE = "plan.json"  # beside the model that it was carried out for
 
@@ -53,9 +53,8 @@ class Plan:
         """The description of the cut model."""
         blocks = tuple(layer.block for layer in self.layers)
         shape = dataclasses.replace(narrowed(teacher, self.width or teacher.width), blocks=blocks)
-        if self.stem and teacher.stem:
-            groups = tuple(len(unit.conv1) for unit in self.stem)
-            shape = dataclasses.replace(shape, stem=dataclasses.replace(teacher.stem, groups=groups))
+        if self.stem:
+            shape = with_groups(shape, [len(unit.conv1) for unit in self.stem])
         inherited = (teacher.blocks[layer.source].merge if layer.heads else 0 for layer in self.layers)
         return merging(shape, self.merged or tuple(inherited))
 

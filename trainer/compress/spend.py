@@ -15,7 +15,7 @@ from trainer.compress.allocate import GROUPS_STEP, Cost, Rounding, best, units_o
 from trainer.compress.losses import LayerCurves, Losses
 from trainer.compress.plan import Layer, Plan, narrowed
 from trainer.compress.scores import Scores
-from trainer.description import Block, ViT
+from trainer.description import Block, ViT, with_groups
 
 _TRIES = 4  # a cost that is no exact sum is aimed at anew
 _NOTHING = Block(0, 0, 0, 0)
@@ -26,9 +26,9 @@ def within(
 ) -> Plan | None:
     """The plan of `width` that loses least within `budget`, or None where there is none."""
     units = list(_units(losses[len(teacher.blocks) :]))
-    bare = _with_units(
-        dataclasses.replace(narrowed(teacher, width), blocks=()), [unit[0][0] for unit in units]
-    )
+    bare = dataclasses.replace(narrowed(teacher, width), blocks=())
+    if units:
+        bare = with_groups(bare, [options[0][0] for options in units])
     fixed, limit = cost(bare), float(budget)
     groups = [list(_options(block, curves, rounding)) for block, curves in _branches(teacher, losses)]
     costs = [np.array([_branch_cost(bare, option, cost) for option, _ in group]) for group in groups]
@@ -56,18 +56,12 @@ def _units(losses: Losses) -> Iterator[list[tuple[int, float]]]:
         yield [(left, curve.at(left)) for left in steps(curve.sizes[-1], GROUPS_STEP)]
 
 
-def _with_units(model: ViT, left: Sequence[int]) -> ViT:
-    if not left or not model.stem:
-        return model
-    return dataclasses.replace(model, stem=dataclasses.replace(model.stem, groups=tuple(left)))
-
-
 def _unit_costs(bare: ViT, units: Sequence[list[tuple[int, float]]], cost: Cost) -> list[np.ndarray]:
     """What the options of each unit cost more than the first one, in a model without blocks whose units have their first."""
     least = [options[0][0] for options in units]
 
     def grown(place: int, left: int) -> ViT:
-        return _with_units(bare, [*least[:place], left, *least[place + 1 :]])
+        return with_groups(bare, [*least[:place], left, *least[place + 1 :]])
 
     return [
         np.array([float(cost(grown(place, left)) - cost(bare)) for left, _ in options])

@@ -5,12 +5,10 @@ As `losses` does for the parts of a block, at the teacher's own sizes.
 
 import dataclasses
 
-import numpy as np
-
 from serving.command import progress
 from trainer.compress import cells, stem
 from trainer.compress.allocate import best
-from trainer.compress.losses import Curve, Losses, Table
+from trainer.compress.losses import Losses, Table, falling
 from trainer.compress.moments import Array
 from trainer.compress.padding import padded_unit
 from trainer.compress.plan import Unit
@@ -41,7 +39,7 @@ def measure(
         for index, place in enumerate(plain.places):
             own, whole = cells.unit_params(start, place), cells.groups(plain)[index]
             losses, sizes = [], sorted({max(int(whole * part), 1) for part in _PARTS} - {whole})
-            for left in reversed(sizes):
+            for left in sizes:
                 score = scores[gates_name(index)]
                 unit = Unit(*(best(score[name], left) for name in ("conv1", "conv2")))
                 new = stem.cut_unit(plain, place, own, unit, (fitting, fitting), how.batch, how.ridge)
@@ -49,9 +47,7 @@ def measure(
                 for later in plain.places[index + 1 :]:
                     after = cells.advance(plain, later, cells.unit_params(start, later), after, how.batch)
                 losses.append(table.loss_of(cells.place(model, start, after, how.batch)))
-            # What is smaller loses no less: the rest is the noise of few images.
-            rising = np.maximum.accumulate([0.0, *losses])[::-1]
-            found.append({"stem": Curve((*sizes, whole), tuple(float(loss) for loss in rising))})
+            found.append({"stem": falling(sizes, losses, whole)})
             fitting, judging = (
                 cells.advance(plain, place, own, before, how.batch) for before in (fitting, judging)
             )

@@ -18,7 +18,7 @@ from trainer.description.stem import GROUPS, Convolution, Stem, unit_convolution
 from trainer.description.text import TextTower
 from trainer.description.towers import TwoTowers
 from trainer.description.variants import named, variant_names
-from trainer.description.vit import Block, ViT, merging, uniform, without_merging
+from trainer.description.vit import Block, ViT, merging, uniform, with_groups, without_merging, without_stem
 
 __all__ = [
     "GROUPS",
@@ -44,5 +44,7 @@ __all__ = [
     "uniform",
     "unit_convolutions",
     "variant_names",
+    "with_groups",
     "without_merging",
+    "without_stem",
 ]

@@ -48,6 +48,11 @@ class Stem:
         return sum(self.stages)
 
     @property
+    def groups_by_unit(self) -> tuple[int, ...]:
+        """Of GroupNorm's groups, how many each unit has over its inner channels."""
+        return self.groups or (GROUPS,) * self.num_units
+
+    @property
     def standardised(self) -> bool:
         """Whether kernels are standardised before they are used."""
         return not self.groups
@@ -93,7 +98,7 @@ def unit_convolutions(stem: Stem, stage: int, unit: int) -> dict[str, Convolutio
         stem.width if stage == 0 else 2 * inner
     )  # the stage before gives four times its own inner channels
     inputs, stride = (before, 2 if stage else 1) if unit == 0 else (4 * inner, 1)
-    left = stem.groups[stem.places.index((stage, unit))] if stem.groups else GROUPS
+    left = stem.groups_by_unit[stem.places.index((stage, unit))]
     kept = inner // GROUPS * left
     convolutions = {
         "conv1": Convolution(1, inputs, kept, 1, left),

@@ -152,6 +152,22 @@ def without_merging(model: ViT) -> ViT:
     return merging(model, (0,) * len(model.blocks))
 
 
+def with_groups(model: ViT, groups: Sequence[int]) -> ViT:
+    """`model` whose stem keeps so many groups of the inner channels of each unit; the same model where it has no units.
+
+    Raises:
+      UserError: when a unit cannot keep as many.
+    """
+    if not model.stem or not model.stem.num_units:
+        return model
+    return dataclasses.replace(model, stem=dataclasses.replace(model.stem, groups=tuple(groups)))
+
+
+def without_stem(model: ViT) -> ViT:
+    """What stands behind the stem of `model`: a plain ViT whose images are the stem's cells."""
+    return dataclasses.replace(model, stem=None, image_size=model.stem_grid, channels=model.stem_channels)
+
+
 def check_sizes(model: object, names: tuple[str, ...]) -> None:
     """Refuses a description whose sizes `names` are not all positive, or whose num_classes is negative.
 

@@ -12,6 +12,7 @@ import pytest
 from serving.command import UserError
 from serving.runtime.select import open_runtime
 from serving.timing import __main__ as profile
+from serving.timing import turns as timing
 from serving.timing.turns import Timing
 from tests.support.small_models import SMALL, save_digits
 from trainer import checkpoint, config, description
@@ -60,7 +61,7 @@ def _invent(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[int]:
         times = [SLOW_MS + macs(next(rows)) / 1e4 for _ in runtimes]
         return [Timing(time, 2 * time, 0.01) for time in times]
 
-    monkeypatch.setattr(profile, "time_in_turns", timed)
+    monkeypatch.setattr(timing, "time_in_turns", timed)
     return turns
 
 
@@ -90,17 +91,17 @@ def test_timing_goes_on_where_it_stopped(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turns, out = _invent(monkeypatch, folder), tmp_path / "device.json"
-    whole = profile.time_in_turns
+    whole = timing.time_in_turns
 
     def stopped(runtimes: list[Any], inputs: list[Any]) -> list[Timing]:
         if len(turns) == 1:
             raise KeyboardInterrupt
         return whole(runtimes, inputs)
 
-    monkeypatch.setattr(profile, "time_in_turns", stopped)
+    monkeypatch.setattr(timing, "time_in_turns", stopped)
     with pytest.raises(KeyboardInterrupt):
         profile.main([f"--kit={folder}", f"--out={out}"])
-    monkeypatch.setattr(profile, "time_in_turns", whole)
+    monkeypatch.setattr(timing, "time_in_turns", whole)
     profile.main([f"--kit={folder}", f"--out={out}"])
     assert sum(turns) == len(_models(folder))
     monkeypatch.setattr(profile, "this_machine", lambda: {"cpu": "other", "features": "", "runtime": ""})
