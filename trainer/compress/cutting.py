@@ -1,6 +1,5 @@
 """A plan carried out: the cut and repaired model as a checkpoint like any other, and what it is worth."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import numpy as np
 
 from trainer import checkpoint
 from trainer.compress import plan as plans
-from trainer.compress import width
+from trainer.compress import validation, width
 from trainer.compress.choosing import dumped
 from trainer.compress.given import Given
 from trainer.compress.padding import padded_model
@@ -17,24 +16,17 @@ from trainer.compress.repair import Seen, cut
 from trainer.compress.stages import write_text
 from trainer.config import config_hash, resolved_text
 
-_WORTH_COMPILING = 2_000  # images, from which a cut model's own sizes are worth compiling
-
 
 def carry_out(given: Given, plan: Plan, met: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Writes `folder`/checkpoints and plan.json; returns top-1 with and without repair, and the repair's remarks."""
     teacher, data, whole = given.teacher, given.data, given.loaded.params
     seen = Seen(teacher.model, whole, teacher.images, teacher.how.batch, keep=True)
     params, remarks = cut(teacher.model, whole, plan, teacher.images, teacher.how, seen)
-    slicing = dataclasses.replace(teacher.how, fit=False)
-    sliced, _ = cut(teacher.model, whole, plan, teacher.images, slicing, seen)
     shape = plan.shape_of(teacher.model)
     # Few images are sooner answered at the teacher's sizes, for which everything is compiled.
-    few = len(data.validation) < _WORTH_COMPILING
-    models = {"teacher": (teacher.model, whole)} | {
-        name: padded_model(teacher.model, plan, found) if few else (shape, found)
-        for name, found in (("cut without repair", sliced), ("cut and repaired", params))
-    }
-    top1s = {name: given.worth(*model) for name, model in models.items()}
+    few = len(data.validation) < validation.WORTH_COMPILING
+    cut_model = padded_model(teacher.model, plan, params) if few else (shape, params)
+    top1s = {"teacher": given.worth(teacher.model, whole), "cut and repaired": given.worth(*cut_model)}
     write_text(folder / plans.FILE, dumped(plan))
     if shape.width < teacher.model.width:  # for who distils: the way from the teacher's stream to this one's
         to_narrow = width.projection(seen.directions, shape.width).astype(np.float32)

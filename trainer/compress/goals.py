@@ -38,6 +38,7 @@ class Goal:
     measure: Callable[[ViT], Measured]
     known: Sequence[tuple[float, float]]  # (cost, measured) of the least cut and of the teacher
     where: str
+    pace: float = 1.0  # of the machine when `known` was measured
     recorded: bool = False  # `measure` reads a profile of another machine
 
     def spend(self, model: ViT) -> int:
@@ -95,14 +96,17 @@ def _latency(budget: Budget, ends: list[ViT], rounding: Rounding) -> Goal:
     def value(timing: Timing) -> Measured:
         return Measured(timing.p50_ms if name == "latency_p50_ms" else timing.p99_ms, timing.spread)
 
-    known = [(cost(model), value(timing).value) for model, timing in zip(ends, fresh(ends), strict=True)]
+    timings = fresh(ends)
+    known = [(cost(model), value(timing).value) for model, timing in zip(ends, timings, strict=True)]
 
     def measure(model: ViT) -> Measured:
-        return value(fresh([model])[0])
+        timing, teacher = fresh([model, ends[-1]])
+        return dataclasses.replace(value(timing), pace=teacher.p50_ms)
 
     target = Target(asked, _NEAR, _ROUNDS)
     where = f"{here['cpu']}, {here['runtime']}, {under}"
-    return Goal(name, "ms", asked, target, _ENOUGH, cost, measure, known, where)
+    pace = timings[-1].p50_ms
+    return Goal(name, "ms", asked, target, _ENOUGH, cost, measure, known, where, pace)
 
 
 def _recorded(budget: Budget, name: str, teacher: ViT, rounding: Rounding) -> Goal:
@@ -201,6 +205,7 @@ def reach(
         within,
         lambda found: goal.cost(shape(found)),
         lambda found: goal.measure(shape(found)),
+        goal.pace,
     )
     best = attempts[-1]
     reached = best.measured.value / goal.asked

@@ -26,7 +26,6 @@ from trainer.compress.padding import padded
 from trainer.compress.scores import LayerScores, Scores
 from trainer.description import Block, ViT
 from trainer.models.build import Params
-from trainer.models.vit import head_names
 
 # Fractions at which losses are measured, besides none and all. Dims and neurons are missed gradually, a head is not.
 _THIN = (1 / 2, 1 / 4, 1 / 8)
@@ -142,30 +141,19 @@ class Table:
 
     def advance(self) -> None:
         """On to the next layer."""
-        own = self._params["blocks"][str(self._layer)]
-        self._stream = self._through(self._layer, own, self._stream)
+        own, at = self._params["blocks"], self._layer
         self._layer += 1
+        self._stream = streams.in_batches(
+            lambda blocks, x: streams.through(self._model, blocks, x, at, self._layer),
+            own,
+            self._stream,
+            self._batch,
+        )
 
     def _said(self, stream: Array, blocks: Params) -> Array:
         """The logits (images, classes) from the stream before the layer that is changed."""
-        for index in range(self._layer, len(self._model.blocks)):
-            stream = self._through(index, blocks[str(index)], stream)
-        read = streams.features(self._model, self._params, stream, self._batch)
-        said = [
-            streams.said_by(self._params[name], read[:, place])
-            for place, name in enumerate(head_names(self._model))
-        ]
-        return np.mean(said, axis=0)
-
-    def _through(self, index: int, own: Params, stream: Array) -> Array:
-        block = self._model.blocks[index]
-        for exists, name, branch in (
-            (block.num_heads, "attention", streams.attention_branch),
-            (block.mlp_dim, "mlp", streams.mlp_branch),
-        ):
-            if exists and name in own:
-                stream = streams.add_branch(branch(self._model, block), own, stream, self._batch)
-        return stream
+        params = {**self._params, "blocks": blocks}
+        return streams.logits_behind(self._model, params, stream, self._layer, self._batch)
 
 
 class _Attention:
@@ -179,8 +167,8 @@ class _Attention:
         self._norm = norm.covariance()
         self._averaged = [moments.covariance() for moments in averaged]
         branch, outputs = streams.attention_branch(teacher, block), Moments()
-        for rows in streams.batches(len(stream), batch):
-            heads = branch(own, stream[rows])[1]["heads"]
+        for _, (_, taps) in streams.ahead(branch, own, stream, batch):
+            heads = taps["heads"]
             outputs.add(heads.reshape(*heads.shape[:2], -1))
         self._outputs = outputs.covariance()
 
@@ -227,8 +215,8 @@ class _Mlp:
     ) -> None:
         self._own, self._ridge = own, ridge
         branch, hidden = streams.mlp_branch(teacher, block), Moments()
-        for rows in streams.batches(len(stream), batch):
-            hidden.add(branch(own, stream[rows])[1]["hidden"])
+        for _, (_, taps) in streams.ahead(branch, own, stream, batch):
+            hidden.add(taps["hidden"])
         hidden.require_enough("the MLP")
         self._hidden = hidden.covariance()
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainer.compress import cells, stem, streams, width
+from trainer.compress import cells, stem, stream_fisher, streams, width
 from trainer.compress.lowrank import cut_query_key, cut_value_output
 from trainer.compress.moments import Array, Moments
 from trainer.compress.padding import kept_heads, padded
@@ -27,6 +27,9 @@ from trainer.models.vit import head_names
 
 _READER_DAMPING = 1e-4  # what readers see of a rotated stream are principal directions: all but uncorrelated
 _KEPT_BYTES = 2**30
+_GRAM_STEP = (
+    64  # neurons that are gone are zeros, whose products are left out in steps of which few are compiled
+)
 _HEAD_DAMPING = 1e-3  # the head reads few, well-spread features: a tenth of the branches' damping is enough
 
 
@@ -62,7 +65,8 @@ class Seen:
     @functools.cached_property
     def directions(self) -> Array:
         """See `width.principal_directions`."""
-        return width.principal_directions(self._teacher, self.walk(), self._batch)
+        fisher = stream_fisher.fisher(self._teacher, self._params, self.walk(), self._batch)
+        return width.principal_directions(self._teacher, self.walk(), fisher, self._batch)
 
 
 def cut(
@@ -224,8 +228,8 @@ class _Walk:
             return params
         fit, branch = Moments(), streams.attention_branch(self._narrow, block)
         wide = padded(params, left, block)
-        for rows in streams.batches(len(self._student), self._how.batch):
-            outputs = branch(wide, self._student[rows])[1]["heads"]
+        for rows, (_, taps) in streams.ahead(branch, wide, self._student, self._how.batch):
+            outputs = taps["heads"]
             fit.add(outputs.reshape(*outputs.shape[:2], -1), self._lacking(rows))
         used = kept_heads(left, block)
         fit.require_enough("the attention output", len(used))
@@ -239,8 +243,9 @@ class _Walk:
             return params
         fit, branch = Moments(), streams.mlp_branch(self._narrow, block)
         wide = padded(params, left, block)
-        for rows in streams.batches(len(self._student), self._how.batch):
-            fit.add(branch(wide, self._student[rows])[1]["hidden"], self._lacking(rows))
+        regressors = min(-(-left.mlp_dim // _GRAM_STEP) * _GRAM_STEP, block.mlp_dim)
+        for rows, (_, taps) in streams.ahead(branch, wide, self._student, self._how.batch):
+            fit.add(taps["hidden"][..., :regressors], self._lacking(rows))
         fit.require_enough("the MLP", left.mlp_dim)
         kernel, bias = fit.ridge(self._how.ridge, np.arange(left.mlp_dim))
         return {**params, "mlp": {**params["mlp"], "fc2": {"kernel": kernel, "bias": bias}}}

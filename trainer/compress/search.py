@@ -24,7 +24,7 @@ from trainer.description import ViT
 from trainer.models.build import Params
 
 SEARCHED = (
-    512  # calibration images that scores and search look at; the chosen plan is repaired on all of them
+    384  # calibration images that scores and search look at; the chosen plan is repaired on all of them
 )
 _HELD_OUT = 4  # one batch in four of these judges, the others repair
 _NARROWING = 0.4  # the first width to try keeps this power of what the budget keeps of the cost
@@ -137,7 +137,7 @@ def to_budget(
 
 
 def descend(count: int, start: int, loss: Callable[[int], float], after: Callable[[], None]) -> None:
-    """Asks for the loss of `start` of `count` and of its neighbours, in either direction while it does not rise.
+    """Asks for the loss of `start` of `count` and of its neighbours, downwards while it does not rise, else upwards.
 
     An infinite loss is one that nothing is known of: below it there may be more, above it there is none.
     """
@@ -153,6 +153,8 @@ def descend(count: int, start: int, loss: Callable[[int], float], after: Callabl
             if here > last:
                 break
             last = here
+        if last < first:
+            break  # the least lies on this side
 
 
 def uniform(

@@ -5,10 +5,12 @@ branch runs in batches of one compiled function. Streams keep a token for every 
 fitted on them holds for either. Only `logits` says what such a model says.
 """
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,30 +22,52 @@ from trainer.models.build import Params, bind, bind_block
 from trainer.models.encoder import Taps
 from trainer.models.vit import head_names
 
-Branch = Callable[[Params, Any], tuple[jax.Array, Taps]]  # the stream may lie on the host or on the device
+_AT_ONCE = 2  # batches
+Made = TypeVar("Made")
+
+
+@dataclasses.dataclass(frozen=True)
+class Branch:
+    """One branch of a block, compiled once per shape; it reads those `parts` of a block's parameters."""
+
+    parts: tuple[str, str]
+    _run: Callable[[Params, Any], tuple[jax.Array, Taps]]
+    _after: Callable[[Params, Any], jax.Array]
+
+    def __call__(self, params: Params, stream: Any) -> tuple[jax.Array, Taps]:
+        """(block's parameters, stream (B, T, D), on the host or on the device) → (what the branch adds, taps)."""
+        return self._run({name: params[name] for name in self.parts}, stream)
+
+    def after(self, params: Params, stream: Any) -> jax.Array:
+        """The stream after the branch; without the taps, which cost more to write than some branches to compute."""
+        return self._after({name: params[name] for name in self.parts}, stream)
+
+
 BranchOf = Callable[[ViT, Block], Branch]
 
 
 def attention_branch(model: ViT, block: Block) -> Branch:
-    """(block's parameters, stream (B, T, D)) → (what attention adds, taps), compiled once per shape."""
-    run = _compiled_attention(dataclasses.replace(model, blocks=()), dataclasses.replace(block, mlp_dim=0))
-    return lambda params, x: run({name: params[name] for name in ("norm1", "attention")}, x)
+    """The attention of `block`."""
+    return _attention(dataclasses.replace(model, blocks=()), dataclasses.replace(block, mlp_dim=0))
 
 
 @functools.lru_cache(maxsize=128)
-def _compiled_attention(model: ViT, block: Block) -> Branch:
-    return jax.jit(lambda params, x: bind_block(model, block, params).attend(x))
+def _attention(model: ViT, block: Block) -> Branch:
+    return _compiled(("norm1", "attention"), lambda params, x: bind_block(model, block, params).attend(x))
 
 
 def mlp_branch(model: ViT, block: Block) -> Branch:
-    """(block's parameters, stream (B, T, D)) → (what the MLP adds, taps), compiled once per shape."""
-    run = _compiled_mlp(dataclasses.replace(model, blocks=()), Block(0, 0, 0, block.mlp_dim))
-    return lambda params, x: run({name: params[name] for name in ("norm2", "mlp")}, x)
+    """The MLP of `block`."""
+    return _mlp(dataclasses.replace(model, blocks=()), Block(0, 0, 0, block.mlp_dim))
 
 
 @functools.lru_cache(maxsize=128)
-def _compiled_mlp(model: ViT, block: Block) -> Branch:
-    return jax.jit(lambda params, x: bind_block(model, block, params).transform(x))
+def _mlp(model: ViT, block: Block) -> Branch:
+    return _compiled(("norm2", "mlp"), lambda params, x: bind_block(model, block, params).transform(x))
+
+
+def _compiled(parts: tuple[str, str], branch: Callable[[Params, Any], tuple[jax.Array, Taps]]) -> Branch:
+    return Branch(parts, jax.jit(branch), jax.jit(lambda params, x: x + branch(params, x)[0]))
 
 
 @jax.jit
@@ -82,7 +106,7 @@ def embed(model: ViT, params: Params, images: Array, size: int) -> Array:
 
 def add_branch(branch: Branch, params: Params, stream: Array, size: int) -> Array:
     """The stream after `branch`."""
-    return stream + in_batches(lambda params, x: branch(params, x)[0], params, stream, size)
+    return in_batches(branch.after, params, stream, size)
 
 
 def walk(model: ViT, params: Params, images: Array, size: int) -> Iterator[Array]:
@@ -103,17 +127,58 @@ def features(model: ViT, params: Params, stream: Array, size: int) -> Array:
     return in_batches(_readout(bare), {**params, "blocks": {}}, stream, size)
 
 
+def through(model: ViT, blocks: Params, stream: Any, first: int, last: int) -> jax.Array:
+    """The stream (B, T, D) after the blocks from `first` until `last`, on the device all the way.
+
+    Where `blocks` has no parameters of a branch, the stream passes it by.
+    """
+    for index in range(first, last):
+        block, own = model.blocks[index], blocks[str(index)]
+        for name, branch in (("attention", attention_branch), ("mlp", mlp_branch)):
+            if name in own:
+                stream = branch(model, block).after(own, stream)
+    return jnp.asarray(stream)
+
+
+def logits_behind(model: ViT, params: Params, stream: Array, first: int, size: int) -> Array:
+    """What the heads say, (images, classes), of the stream (images, T, D) before block `first`."""
+    blocks, rest = params["blocks"], {**params, "blocks": {}}
+
+    def said(blocks: Params, stream: Any) -> jax.Array:
+        return _reading(bare)(rest, through(model, blocks, stream, first, len(model.blocks)))
+
+    bare = dataclasses.replace(model, blocks=())
+    return in_batches(said, blocks, stream, size)
+
+
+def read(model: ViT, params: Params, stream: jax.Array) -> jax.Array:
+    """What the heads say on average, (B, classes), of the stream (B, T, D) after the last block."""
+    features = bind(dataclasses.replace(model, blocks=()), {**params, "blocks": {}}).features(stream)
+    said = [
+        features[:, place] @ params[name]["kernel"] + params[name]["bias"]
+        for place, name in enumerate(head_names(model))
+    ]
+    return jnp.mean(jnp.stack(said), axis=0)
+
+
+@functools.lru_cache(maxsize=128)
+def _reading(model: ViT) -> Callable[[Params, jax.Array], jax.Array]:
+    return jax.jit(functools.partial(read, model))
+
+
 def logits(model: ViT, params: Params, images: Array, size: int) -> Array:
     """Normalised images → logits (images, classes), branch by branch: shares what is compiled with the repair.
 
     A model that merges tokens runs as a whole.
     """
     if any(block.merge for block in model.blocks):
-        return in_batches(_whole(model), params, images, size)
-    *_, stream = walk(model, params, images, size)
-    read = features(model, params, stream, size)
-    said = [said_by(params[name], read[:, index]) for index, name in enumerate(head_names(model))]
-    return np.mean(said, axis=0)
+        return logits_of_whole(model, params, images, size)
+    return logits_behind(model, params, embed(model, params, images, size), 0, size)
+
+
+def logits_of_whole(model: ViT, params: Params, images: Array, size: int) -> Array:
+    """As `logits`, by a function compiled for this model alone: faster from a few thousand images on."""
+    return in_batches(_whole(model), params, images, size)
 
 
 def said_by(head: Params, read: Array) -> Array:
@@ -130,8 +195,7 @@ def attention_moments(
         Moments(),
         [Moments() for _ in range(block.num_heads)],
     )
-    for rows in batches(len(stream), size):
-        taps = branch(params, stream[rows])[1]
+    for _, (_, taps) in ahead(branch, params, stream, size):
         norm.add(taps["norm"])
         for head, moments in enumerate(averaged):
             moments.add(jnp.matmul(taps["weights"][:, head], taps["norm"]))
@@ -140,4 +204,25 @@ def attention_moments(
 
 
 def in_batches(run: Callable[[Params, Any], jax.Array], params: Params, inputs: Array, size: int) -> Array:
-    return np.concatenate([np.asarray(run(params, inputs[rows])) for rows in batches(len(inputs), size)])
+    """What `run` makes of `inputs`, `size` at a time."""
+    return np.concatenate([np.asarray(made) for _, made in ahead(run, params, inputs, size)])
+
+
+def ahead(
+    run: Callable[[Params, Any], Made], params: Params, inputs: Array, size: int
+) -> Iterator[tuple[slice, Made]]:
+    """What `run` makes of each batch of `inputs`, in their order, made while those before are used."""
+
+    def made(rows: slice) -> Made:
+        return jax.block_until_ready(run(params, inputs[rows]))
+
+    # Half of a branch is not matrix products, and XLA runs much of that on one core: a second batch keeps the others busy.
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        waiting = collections.deque[tuple[slice, Future[Made]]]()
+        for rows in batches(len(inputs), size):
+            waiting.append((rows, pool.submit(made, rows)))
+            if len(waiting) > _AT_ONCE:
+                rows, future = waiting.popleft()
+                yield rows, future.result()
+        for rows, future in waiting:
+            yield rows, future.result()

@@ -14,6 +14,7 @@ from trainer.description import ViT
 from trainer.interval import wilson
 from trainer.models.build import Params
 
+WORTH_COMPILING = 2_000  # images, from which a model is compiled as a whole, at sizes of its own
 _COMPARED = 256  # embeddings at a time with all others
 
 
@@ -39,9 +40,10 @@ class Accuracy:
 def logits(model: ViT, params: Params, spec: PreprocessSpec, source: ImageSource, batch: int) -> Array:
     """What the model says of all images of `source`, (images, classes)."""
     images = preprocess.normalise(np.stack([preprocess.fit(image, spec) for image in source.images]), spec)
-    # A shorter last batch would be compiled anew for every branch; zeros fill it, and their answers are left out.
+    # A shorter last batch would be compiled anew; zeros fill it, and their answers are left out.
     filled = np.concatenate([images, np.zeros((-len(images) % batch, *images.shape[1:]), images.dtype)])
-    return streams.logits(model, params, filled, batch)[: len(images)]
+    run = streams.logits_of_whole if len(images) >= WORTH_COMPILING else streams.logits
+    return run(model, params, filled, batch)[: len(images)]
 
 
 def found_again(said: Array, teacher: Array) -> float:

@@ -23,6 +23,8 @@ from trainer.models.build import Params
 from trainer.models.vit import head_names
 
 FILE = "projection.npz"  # beside a narrower model: "projection" (D, w)
+_EVENLY = 0.3  # of the mean importance is added to all directions: also what matters little keeps its size in LayerNorm
+_LEAST_ENERGY = 1e-6  # of the most in any direction: less is rounding of float32, and comes last
 _READERS = {"norm1": ("attention", ("query", "key", "value")), "norm2": ("mlp", ("fc1",))}
 _WRITERS = {"attention": "out", "mlp": "fc2"}
 
@@ -41,18 +43,28 @@ def check_width(teacher: ViT, width: int) -> None:
         raise UserError("a model without a head gives out its stream; the width of that cannot be cut")
 
 
-def principal_directions(teacher: ViT, stream: Iterable[Array], size: int) -> Array:
-    """Orthonormal zero-sum directions (D, D - 1) by the energy of centred, scaled tokens in them, largest first.
+def principal_directions(teacher: ViT, stream: Iterable[Array], fisher: Array, size: int) -> Array:
+    """Orthonormal zero-sum directions (D, D - 1) by what is lost without them, most first.
 
-    `stream` is the teacher's on calibration images, before the first branch and after each (`streams.walk`). Every LayerNorm
-    counts the same, the last one with those tokens that the heads read.
+    `stream` is the teacher's on calibration images, before the first branch and after each (`streams.walk`), `fisher` (D, D)
+    what its answer depends on (`stream_fisher`). With S the second moment of the centred, scaled tokens that LayerNorms read
+    and M that of the gradients, the first k directions span what k numbers should be read of a token x so that M^½ x is told
+    best: reduced-rank regression (Izenman 1975, eq. 2.4). Every LayerNorm counts the same, the last one with those tokens that
+    the heads read.
     """
-    centred, total = isometry(teacher.width), np.zeros((teacher.width, teacher.width))
+    centred, moment = isometry(teacher.width), np.zeros((teacher.width, teacher.width))
     branches = sum((block.num_heads > 0) + (block.mlp_dim > 0) for block in teacher.blocks)
     for read, tokens in enumerate(stream):
         last = read == branches
-        total += _second_moment(teacher, tokens[:, : teacher.num_prefix or None] if last else tokens, size)
-    return np.asarray(centred @ np.linalg.eigh(centred.T @ total @ centred)[1][:, ::-1])
+        moment += _second_moment(teacher, tokens[:, : teacher.num_prefix or None] if last else tokens, size)
+    values, vectors = np.linalg.eigh(centred.T @ moment @ centred)
+    taken = values > _LEAST_ENERGY * values[-1]
+    deviation, own = np.sqrt(values[taken]), vectors[:, taken]
+    matters = own.T @ (centred.T @ fisher @ centred) @ own
+    matters += _EVENLY * np.trace(matters) / len(matters) * np.eye(len(matters))
+    told = np.linalg.eigh(deviation[:, None] * matters * deviation)[1][:, ::-1]
+    read_first = own @ np.linalg.qr(told / deviation[:, None])[0]
+    return np.asarray(centred @ np.hstack([read_first, vectors[:, ~taken]]))
 
 
 def _second_moment(teacher: ViT, stream: Array, size: int) -> Array:

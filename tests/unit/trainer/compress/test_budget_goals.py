@@ -10,7 +10,7 @@ import pytest
 from serving.command import UserError
 from serving.timing.turns import Timing, summary
 from tests.support.small_models import SMALL, UNEVEN
-from trainer.compress import goals, latency_table, profiles
+from trainer.compress import goals, latency, latency_table, profiles
 from trainer.compress.allocate import Rounding
 from trainer.compress.correction import Measured, Target, meet, through
 from trainer.compress.latency import Setting, graph_bytes
@@ -79,6 +79,42 @@ def test_searches_are_corrected_until_measured_within_three_percent_and_under(
     asked: float, true: float
 ) -> None:
     assert 0.97 * asked <= _meet(asked, true)[-1] <= asked
+
+
+def test_a_machine_that_slows_down_between_two_searches_misleads_neither() -> None:
+    paces = iter([1.3, 1.3, 0.9, 0.9])
+
+    def measure(limit: float) -> Measured:
+        pace = next(paces)
+        return Measured(pace * limit, 0.0, pace)
+
+    found = meet(Target(5.0, 0.03, 4), [(1.0, 1.0), (20.0, 20.0)], float, float, measure)
+    assert [attempt.found for attempt in found] == pytest.approx([0.985 * 5, 0.985 * 5 / 1.3])
+    assert found[-1].measured.value == pytest.approx(0.985 * 5)
+
+
+def test_a_table_is_told_at_one_pace_though_the_machine_slows_down_while_it_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    true_ms = {model: float(place) for place, model in enumerate(_models(40), start=1)}
+    slower = iter([1.0, 1.5, 2.0])
+
+    def timed(models: Sequence[ViT], _: Setting) -> list[Timing]:
+        factor = next(slower)
+        return [Timing(factor * true_ms[model], 2 * factor * true_ms[model], 0.1) for model in models]
+
+    monkeypatch.setattr(latency, "_timed", timed)
+    found = latency.timer(Setting(1, 1, "fp32"))(list(true_ms))
+    assert [timing.p50_ms for timing in found] == pytest.approx(list(true_ms.values()))
+    assert [timing.p99_ms for timing in found] == pytest.approx([2 * value for value in true_ms.values()])
+
+
+def _models(count: int) -> list[ViT]:
+    block = SMALL.blocks[0]
+    return [
+        dataclasses.replace(SMALL, blocks=(dataclasses.replace(block, mlp_dim=8 * (place + 1)),))
+        for place in range(count)
+    ]
 
 
 def test_a_search_that_meets_the_budget_at_once_is_the_only_one() -> None:

@@ -120,7 +120,7 @@ def test_the_report_tells_every_stage_with_its_interval_and_every_rejected_candi
 ) -> None:
     facts = flow.facts
     stages = [row["stage"] for row in facts["accuracy"]]
-    assert stages == ["teacher", "cut without repair", "cut and repaired", "distilled", "shipped"]
+    assert stages == ["teacher", "cut and repaired", "distilled", "shipped"]
     assert all(row["low"] <= row["top1"] <= row["high"] for row in facts["accuracy"])
     judged = json.loads((flow.workdir / "search.json").read_text())["plans"]
     assert len(facts["candidates"]) == len(judged)

@@ -41,7 +41,7 @@ def test_a_finished_stage_is_not_done_again_and_an_unfinished_one_is(tmp_path: P
 def test_how_far_to_go_may_change_and_nothing_that_is_made(tmp_path: Path) -> None:
     Stages(tmp_path, CONFIG, HASHES)
     Stages(tmp_path, dataclasses.replace(CONFIG, until="cut"), HASHES)
-    with pytest.raises(UserError, match=r"ridge is 0\.01 there, 0\.5 now"):
+    with pytest.raises(UserError, match=r"ridge is 0\.001 there, 0\.5 now"):
         Stages(tmp_path, dataclasses.replace(CONFIG, ridge=0.5), HASHES)
     with pytest.raises(UserError, match="another teacher: sha256 aaaaaaaaaaaa there, bbbbbbbbbbbb now"):
         Stages(tmp_path, CONFIG, {"teacher": "b" * 64})

@@ -10,10 +10,10 @@ import pytest
 from serving.command import UserError
 from tests.support.small_families import CLS, DEIT, HYBRID, SINGLE
 from tests.support.small_models import SMALL, UNEVEN, cut_evenly, logits, random_params, smooth_images
-from trainer.compress import streams, width
+from trainer.compress import width
 from trainer.compress.moments import Array
 from trainer.compress.plan import Plan, from_json, identity
-from trainer.compress.repair import Repair, cut
+from trainer.compress.repair import Repair, Seen, cut
 from trainer.compress.search import divergence
 from trainer.description import ViT, macs, param_count
 from trainer.models.build import Params, check_params, flatten
@@ -37,7 +37,7 @@ def _setting(model: ViT) -> tuple[Params, Array]:
 
 
 def _narrow(model: ViT, params: Params, images: Array, kept: int) -> tuple[ViT, Params]:
-    directions = width.principal_directions(model, streams.walk(model, params, images, 64), 64)
+    directions = Seen(model, params, images, 64, keep=True).directions
     return width.narrow(model, params, width.projection(directions, kept))
 
 
@@ -90,7 +90,7 @@ def _of_low_rank(model: ViT, rank: int) -> Params:
 
 def test_a_stream_of_low_rank_is_kept_by_rotation_and_lost_by_picking_channels() -> None:
     params, images = _of_low_rank(SMALL, 7), smooth_images(SMALL, 96, 1)
-    directions = width.principal_directions(SMALL, streams.walk(SMALL, params, images, 64), 64)
+    directions = Seen(SMALL, params, images, 64, keep=True).directions
     picked = np.eye(16)[:, np.sort(np.argsort(-np.square(directions[:, :8]).sum(axis=1))[:8])]
     told = logits(SMALL, params, images)
     rotated, chosen = (
