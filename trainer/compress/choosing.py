@@ -10,7 +10,7 @@ import numpy as np
 
 from serving.command import UserError
 from trainer import description
-from trainer.compress import goals, least_accuracy, losses, merging, search, target
+from trainer.compress import elimination, goals, least_accuracy, losses, merging, search, target
 from trainer.compress import plan as plans
 from trainer.compress import scores as scoring
 from trainer.compress.allocate import Cost
@@ -167,10 +167,13 @@ def _searcher(
     teacher, rounding = given.teacher, given.rounding
     if given.config.search == "uniform":
         return lambda cost, budget: search.uniform(teacher, scores, cost, budget, rounding, judge)
-    table = kept.of(lambda: search.measure_losses(teacher, scores, judge))
+    # What a layer loses without some neurons is measured and repaired anyway: the best choice among them is by refit as well.
+    how = teacher.how
+    ranked = elimination.neurons(teacher.model, teacher.params, scores, judge.fitted, how.batch, how.ridge)
+    table = kept.of(lambda: search.measure_losses(teacher, ranked, judge))
 
     def within(cost: Cost, budget: int) -> list[Candidate]:
-        return search.to_budget(teacher, scores, table, cost, budget, rounding, judge)
+        return search.to_budget(teacher, ranked, table, cost, budget, rounding, judge)
 
     offered = merging.offered(given.config.merge, teacher.model)
     return merging.also_merging(within, teacher, judge) if offered else within

@@ -156,7 +156,9 @@ class Compression:
         str,
         "whether a budget may be met by merging tokens too: auto (where there are at least 100), always or never",
     ]
-    score: Annotated[str, "fisher, taylor, act, variance or obs: how units are ranked"]
+    score: Annotated[
+        str, "fisher, taylor, act, variance or obs: ranks units; a budget search spares neurons with refit"
+    ]
     calibration: Calibration
     ridge: Annotated[float, "damping of least squares, as a fraction of the mean variance"]
     round_mlp: Annotated[int, "neurons are cut to a multiple of this"]
