@@ -169,7 +169,7 @@ def _searcher(
         return lambda cost, budget: search.uniform(teacher, scores, cost, budget, rounding, judge)
     # What a layer loses without some neurons is measured and repaired anyway: the best choice among them is by refit as well.
     how = teacher.how
-    ranked = elimination.neurons(teacher.model, teacher.params, scores, judge.fitted, how.batch, how.ridge)
+    ranked = elimination.neurons(teacher.model, teacher.params, scores, judge.walk(), how.batch, how.ridge)
     table = kept.of(lambda: search.measure_losses(teacher, ranked, judge))
 
     def within(cost: Cost, budget: int) -> list[Candidate]:

@@ -18,7 +18,7 @@ from trainer.config import config_hash, resolved_text
 
 
 def carry_out(given: Given, plan: Plan, met: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Writes `folder`/checkpoints and plan.json; returns top-1 with and without repair, and the repair's remarks."""
+    """Writes `folder`/checkpoints and plan.json; returns top-1 before and after, and the repair's remarks."""
     teacher, data, whole = given.teacher, given.data, given.loaded.params
     seen = Seen(teacher.model, whole, teacher.images, teacher.how.batch, keep=True)
     params, remarks = cut(teacher.model, whole, plan, teacher.images, teacher.how, seen)

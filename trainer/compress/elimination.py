@@ -7,11 +7,13 @@ score that looks at each input alone does not see that of two alike ones either 
 Shapes: F inputs, D outputs.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from serving.command import progress
 from trainer.compress import streams
-from trainer.compress.moments import Array, Moments
+from trainer.compress.moments import Array, damped
 from trainer.compress.scores import Scores
 from trainer.description import ViT
 from trainer.models.build import Params
@@ -25,8 +27,7 @@ def ranks(covariance: Array, kernel: Array, ridge: float) -> Array:
     `covariance` (F, F) is of the inputs, `kernel` (F, D) what reads them, `ridge` the damping as a fraction of the mean variance.
     """
     count = len(covariance)
-    variance = max(float(np.trace(covariance)) / count, np.finfo(float).tiny)
-    inverse = np.linalg.inv(covariance + ridge * variance * np.eye(count))
+    inverse = np.linalg.inv(damped(covariance, ridge))
     weights, left, given_up = np.asarray(kernel, np.float64), np.arange(count), list[int]()
     step = max(count // _STEPS, 1)
     while len(left):
@@ -43,21 +44,16 @@ def ranks(covariance: Array, kernel: Array, ridge: float) -> Array:
     return found
 
 
-def neurons(teacher: ViT, params: Params, scores: Scores, images: Array, batch: int, ridge: float) -> Scores:
-    """`scores` with those of every MLP's neurons as `ranks` on normalised calibration images (images, H, W, C)."""
-    stream, ranked = streams.embed(teacher, params, images, batch), dict(scores)
-    with progress(len(teacher.blocks), "neurons") as bar:
-        for index, block in enumerate(teacher.blocks):
-            own = params["blocks"][str(index)]
-            if block.num_heads:
-                stream = streams.add_branch(streams.attention_branch(teacher, block), own, stream, batch)
-            if block.mlp_dim:
-                branch, hidden = streams.mlp_branch(teacher, block), Moments()
-                for _, (_, taps) in streams.ahead(branch, own, stream, batch):
-                    hidden.add(taps["hidden"])
-                hidden.require_enough("the MLP")
-                order = ranks(hidden.covariance()[0], own["mlp"]["fc2"]["kernel"], ridge)
+def neurons(
+    teacher: ViT, params: Params, scores: Scores, walked: Iterable[Array], batch: int, ridge: float
+) -> Scores:
+    """`scores` with those of every MLP's neurons as `ranks`, on the teacher's stream `walked` (`streams.walk`)."""
+    ranked = dict(scores)
+    with progress(sum(block.mlp_dim > 0 for block in teacher.blocks), "neurons") as bar:
+        for (index, branch, own), stream in zip(streams.branches(teacher, params), walked):
+            if "mlp" in branch.parts:
+                hidden, _ = streams.hidden_moments(branch, own, stream, batch).covariance()
+                order = ranks(hidden, own["mlp"]["fc2"]["kernel"], ridge)
                 ranked[str(index)] = {**scores[str(index)], "mlp": order}
-                stream = streams.add_branch(branch, own, stream, batch)
-            bar.advance()
+                bar.advance()
     return ranked

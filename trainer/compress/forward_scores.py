@@ -14,7 +14,7 @@ that read it together. A group of inner channels of a stem's unit is scored as a
 import numpy as np
 
 from trainer.compress import cells, streams
-from trainer.compress.moments import Array, Moments
+from trainer.compress.moments import Array, Moments, damped
 from trainer.description import Block, ViT
 from trainer.models.build import Params
 from trainer.models.stem import gates_name
@@ -169,8 +169,7 @@ def _branch(covariance: Array, mean: Array, kernel: Array, bias: Array, kind: st
 
 
 def _precision(covariance: Array) -> Array:
-    variance = max(float(np.trace(covariance)) / len(covariance), np.finfo(np.float64).tiny)
-    return np.linalg.inv(covariance + _DAMPING * variance * np.eye(len(covariance)))
+    return np.linalg.inv(damped(covariance, _DAMPING))
 
 
 def _turn(before: Array, after: Array) -> Array:

@@ -48,14 +48,14 @@ def timer(setting: Setting) -> Timer:
                 some = models[start : start + _AT_ONCE]
                 *timings, reference = _timed([*some, largest], setting)
                 pace_ms = pace_ms or reference.p50_ms
-                found += [slowed(one, pace_ms / reference.p50_ms) for one in timings]
+                found += [_slowed(one, pace_ms / reference.p50_ms) for one in timings]
                 bar.advance(len(some))
         return found
 
     return timed
 
 
-def slowed(timing: Timing, factor: float) -> Timing:
+def _slowed(timing: Timing, factor: float) -> Timing:
     """The timing of a machine that is `factor` times slower."""
     return Timing(timing.p50_ms * factor, timing.p99_ms * factor, timing.spread)
 

@@ -14,6 +14,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import scipy.special
 
@@ -141,14 +142,13 @@ class Table:
 
     def advance(self) -> None:
         """On to the next layer."""
-        own, at = self._params["blocks"], self._layer
-        self._layer += 1
-        self._stream = streams.in_batches(
-            lambda blocks, x: streams.through(self._model, blocks, x, at, self._layer),
-            own,
-            self._stream,
-            self._batch,
-        )
+        model, at = self._model, self._layer
+
+        def run(blocks: Params, stream: Array) -> jax.Array:
+            return streams.through(model, blocks, stream, at, at + 1)
+
+        self._stream = streams.in_batches(run, self._params["blocks"], self._stream, self._batch)
+        self._layer = at + 1
 
     def _said(self, stream: Array, blocks: Params) -> Array:
         """The logits (images, classes) from the stream before the layer that is changed."""
@@ -214,11 +214,8 @@ class _Mlp:
         self, teacher: ViT, block: Block, own: Params, stream: Array, batch: int, ridge: float
     ) -> None:
         self._own, self._ridge = own, ridge
-        branch, hidden = streams.mlp_branch(teacher, block), Moments()
-        for _, (_, taps) in streams.ahead(branch, own, stream, batch):
-            hidden.add(taps["hidden"])
-        hidden.require_enough("the MLP")
-        self._hidden = hidden.covariance()
+        branch = streams.mlp_branch(teacher, block)
+        self._hidden = streams.hidden_moments(branch, own, stream, batch).covariance()
 
     def cuts(self, scores: LayerScores) -> dict[str, tuple[int, Smaller]]:
         """As for attention."""

@@ -28,6 +28,12 @@ def _products(
     return squared, crossed, inputs.sum(axis=0), targets.sum(axis=0)
 
 
+def damped(covariance: Array, damping: float) -> Array:
+    """A covariance (A, A) with `damping` times its mean variance on the diagonal."""
+    variance = max(float(np.trace(covariance)) / len(covariance), np.finfo(np.float64).tiny)
+    return np.asarray(covariance + damping * variance * np.eye(len(covariance)))
+
+
 class Moments:
     """Means and centred second moments of inputs (rows, A) and, where there are any, of targets (rows, T) against them."""
 
@@ -79,8 +85,7 @@ class Moments:
         """Kernel (A, T) of the least-squares fit without bias, with `damping` times the mean square on the diagonal."""
         covariance, crossed, mean, target_mean = self._centred()
         squares, products = covariance + np.outer(mean, mean), crossed + np.outer(mean, target_mean)
-        typical = max(float(np.trace(squares)) / len(squares), np.finfo(np.float64).tiny)
-        kernel = np.linalg.solve(squares + damping * typical * np.eye(len(squares)), products)
+        kernel = np.linalg.solve(damped(squares, damping), products)
         return kernel.astype(np.float32)
 
     def ridge(self, damping: float, used: Array | None = None) -> tuple[Array, Array]:
@@ -91,6 +96,5 @@ class Moments:
         covariance, crossed, mean, target_mean = self._centred()
         if used is not None:
             covariance, crossed, mean = covariance[np.ix_(used, used)], crossed[used], mean[used]
-        variance = max(float(np.trace(covariance)) / len(covariance), np.finfo(np.float64).tiny)
-        kernel = np.linalg.solve(covariance + damping * variance * np.eye(len(covariance)), crossed)
+        kernel = np.linalg.solve(damped(covariance, damping), crossed)
         return kernel.astype(np.float32), (target_mean - mean @ kernel).astype(np.float32)

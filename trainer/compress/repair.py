@@ -26,10 +26,8 @@ from trainer.models.build import Params
 from trainer.models.vit import head_names
 
 _READER_DAMPING = 1e-4  # what readers see of a rotated stream are principal directions: all but uncorrelated
-_KEPT_BYTES = 2**30
-_GRAM_STEP = (
-    64  # neurons that are gone are zeros, whose products are left out in steps of which few are compiled
-)
+# Neurons that are gone are zeros, whose products are left out in steps of which few are compiled.
+_GRAM_STEP = 64
 _HEAD_DAMPING = 1e-3  # the head reads few, well-spread features: a tenth of the branches' damping is enough
 
 
@@ -45,15 +43,13 @@ class Repair:
 class Seen:
     """What the teacher makes of calibration images: its stream between all branches, and the stream's principal directions.
 
-    With `keep`, streams stay in memory as long as they are few enough (`_KEPT_BYTES`), so that each cut need not make them anew.
+    With `keep`, streams stay in memory as long as they are few enough (`streams.KEPT_BYTES`), so that no cut makes them anew.
     """
 
     def __init__(self, teacher: ViT, params: Params, images: Array, batch: int, keep: bool) -> None:
         self._teacher, self._params, self._images, self._batch = teacher, params, images, batch
         self._kept: list[Array] | None = None
-        branches = 1 + sum((block.num_heads > 0) + (block.mlp_dim > 0) for block in teacher.blocks)
-        needed_bytes = 4 * len(images) * teacher.num_tokens * teacher.width * branches
-        if keep and needed_bytes <= _KEPT_BYTES:
+        if keep and len(images) * streams.walked_bytes(teacher) <= streams.KEPT_BYTES:
             self._kept = list(self.walk())
 
     def walk(self) -> Iterator[Array]:

@@ -7,7 +7,7 @@ first guess while they get better.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -74,6 +74,10 @@ class Judge:
         if plan not in self._known:
             self._known[plan] = self._judge(plan)
         return self._known[plan]
+
+    def walk(self) -> Iterator[Array]:
+        """The teacher's stream on the images that repair (`streams.walk`)."""
+        return self._seen.walk()
 
     def _judge(self, plan: Plan) -> float:
         teacher = self._teacher

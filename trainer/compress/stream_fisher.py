@@ -1,12 +1,13 @@
 """How much a teacher's answer depends on each direction of its residual stream: Fisher information of what branches add to it.
 
 Rotations to fewer channels (`width`) give up what neither varies nor matters; principal directions alone know the first.
-Gradients are pulled back branch by branch through streams that were walked
-before, so that two functions are compiled and one branch is held at a time, however deep the teacher.
+Gradients are pulled back branch by branch through streams that were walked before, so that two functions are compiled and one
+branch is held at a time, however deep the teacher.
 
 Shapes: B batch, T tokens, D width.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -21,8 +22,7 @@ from trainer.compress.streams import Branch
 from trainer.description import ViT
 from trainer.models.build import Params
 
-_LOOKED_AT = 256  # images; a direction is looked at once a token
-_KEPT_BYTES = 2**30  # of streams at once: fewer images of a large teacher
+_LOOKED_AT = 256  # images, fewer of a large teacher; a direction is looked at once a token
 
 
 def fisher(teacher: ViT, params: Params, walked: Iterable[Array], size: int, seed: int = 0) -> Array:
@@ -37,18 +37,19 @@ def fisher(teacher: ViT, params: Params, walked: Iterable[Array], size: int, see
     """
     if not teacher.num_classes:
         raise ValueError("a model without a head says nothing that could depend on its stream")
-    branches = list(_branches(teacher, params))
-    stream_bytes = 4 * teacher.num_tokens * teacher.width * (1 + len(branches))
-    most = max(min(_LOOKED_AT, _KEPT_BYTES // stream_bytes), 1)
+    branches = list(streams.branches(teacher, params))
+    most = max(min(_LOOKED_AT, streams.KEPT_BYTES // streams.walked_bytes(teacher)), 1)
     kept = [stream[:most] for stream in walked]
     found = np.zeros((len(kept), teacher.width, teacher.width))
     signs = jax.random.rademacher(jax.random.key(seed), (len(kept[0]), teacher.num_classes), np.float32)
-    last = _last_gradient(teacher)
+    last, rest = _last_gradient(dataclasses.replace(teacher, blocks=())), {**params, "blocks": {}}
     for rows in streams.batches(len(kept[0]), size):
-        gradient = last(params, kept[-1][rows], signs[rows])
+        gradient = last(jnp.asarray(kept[-1][rows]), rest, signs[rows])
         found[-1] += _outer(gradient)
-        for place, (branch, own) in reversed(list(enumerate(branches))):
-            gradient = _pulled_back(branch)(own, kept[place][rows], gradient)
+        for place, (_, branch, own) in reversed(list(enumerate(branches))):
+            gradient = _pulled_back(branch)(
+                {name: own[name] for name in branch.parts}, kept[place][rows], gradient
+            )
             found[place] += _outer(gradient)
     scaled = [
         own * np.mean(np.square(stream, dtype=np.float64)) for own, stream in zip(found, kept, strict=True)
@@ -56,33 +57,22 @@ def fisher(teacher: ViT, params: Params, walked: Iterable[Array], size: int, see
     return np.sum([own / max(np.sqrt(np.trace(own)), np.finfo(float).tiny) for own in scaled], axis=0)
 
 
-def _branches(teacher: ViT, params: Params) -> Iterable[tuple[Branch, Params]]:
-    """Every branch with its block's parameters, in the order of the stream."""
-    for index, block in enumerate(teacher.blocks):
-        own = params["blocks"][str(index)]
-        for exists, branch in (
-            (block.num_heads, streams.attention_branch),
-            (block.mlp_dim, streams.mlp_branch),
-        ):
-            if exists:
-                yield branch(teacher, block), {name: own[name] for name in branch(teacher, block).parts}
+@functools.lru_cache(maxsize=32)
+def _last_gradient(bare: ViT) -> Callable[[jax.Array, Params, jax.Array], jax.Array]:
+    """(last stream (B, T, D), parameters without blocks, signs (B, C)) → gradients (B, T, D).
 
-
-def _last_gradient(teacher: ViT) -> Callable[[Params, Any, jax.Array], jax.Array]:
-    """(parameters, last stream (B, T, D), signs (B, C)) → gradients (B, T, D) whose second moment is the Fisher information.
-
-    Of labels drawn from p nearly all say nothing and few say much. Random signs of all classes at once have the same second
-    moment, diag(p) - p pᵀ at the logits, and tell it from far fewer images (Hutchinson's estimator).
+    Their second moment is the Fisher information. Of labels drawn from p nearly all say nothing and few say much. Random signs of
+    all classes at once have the same second moment, diag(p) - p pᵀ at the logits, and tell it from far fewer images (Hutchinson's
+    estimator).
     """
 
     def said(stream: jax.Array, params: Params, signs: jax.Array) -> jax.Array:
-        logits = streams.read(teacher, params, stream)
+        logits = streams.read(bare, params, stream)
         chances = jax.lax.stop_gradient(jax.nn.softmax(logits))
         drawn = jnp.sqrt(chances) * signs
         return jnp.sum(logits * (drawn - chances * drawn.sum(axis=-1, keepdims=True)))
 
-    run = jax.jit(jax.grad(said))
-    return lambda params, stream, signs: run(jnp.asarray(stream), {**params, "blocks": {}}, signs)
+    return jax.jit(jax.grad(said))
 
 
 @functools.lru_cache(maxsize=128)

@@ -22,6 +22,7 @@ from trainer.models.build import Params, bind, bind_block
 from trainer.models.encoder import Taps
 from trainer.models.vit import head_names
 
+KEPT_BYTES = 2**30  # that streams of a walk may take all together
 _AT_ONCE = 2  # batches
 Made = TypeVar("Made")
 
@@ -113,12 +114,32 @@ def walk(model: ViT, params: Params, images: Array, size: int) -> Iterator[Array
     """The stream before the first branch, and after each one."""
     stream = embed(model, params, images, size)
     yield stream
+    for _, branch, own in branches(model, params):
+        stream = add_branch(branch, own, stream, size)
+        yield stream
+
+
+def branches(model: ViT, params: Params) -> Iterator[tuple[int, Branch, Params]]:
+    """Every branch in the order of the stream: its block's index, the branch, and the block's parameters."""
     for index, block in enumerate(model.blocks):
-        own = params["blocks"][str(index)]
         for exists, branch in ((block.num_heads, attention_branch), (block.mlp_dim, mlp_branch)):
             if exists:
-                stream = add_branch(branch(model, block), own, stream, size)
-                yield stream
+                yield index, branch(model, block), params["blocks"][str(index)]
+
+
+def walked_bytes(model: ViT) -> int:
+    """What `walk` makes of one image, all of it held at once."""
+    count = sum((block.num_heads > 0) + (block.mlp_dim > 0) for block in model.blocks)
+    return 4 * model.num_tokens * model.width * (1 + count)
+
+
+def hidden_moments(branch: Branch, params: Params, stream: Array, size: int) -> Moments:
+    """Moments of what the second dense layer of an MLP reads behind a stream (images, T, D)."""
+    hidden = Moments()
+    for _, (_, taps) in ahead(branch, params, stream, size):
+        hidden.add(taps["hidden"])
+    hidden.require_enough("the MLP")
+    return hidden
 
 
 def features(model: ViT, params: Params, stream: Array, size: int) -> Array:
@@ -142,13 +163,12 @@ def through(model: ViT, blocks: Params, stream: Any, first: int, last: int) -> j
 
 def logits_behind(model: ViT, params: Params, stream: Array, first: int, size: int) -> Array:
     """What the heads say, (images, classes), of the stream (images, T, D) before block `first`."""
-    blocks, rest = params["blocks"], {**params, "blocks": {}}
+    reading, rest = _reading(dataclasses.replace(model, blocks=())), {**params, "blocks": {}}
 
     def said(blocks: Params, stream: Any) -> jax.Array:
-        return _reading(bare)(rest, through(model, blocks, stream, first, len(model.blocks)))
+        return reading(rest, through(model, blocks, stream, first, len(model.blocks)))
 
-    bare = dataclasses.replace(model, blocks=())
-    return in_batches(said, blocks, stream, size)
+    return in_batches(said, params["blocks"], stream, size)
 
 
 def read(model: ViT, params: Params, stream: jax.Array) -> jax.Array:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.support.small_models import SMALL, random_params, smooth_images
-from trainer.compress import elimination
+from trainer.compress import elimination, streams
 from trainer.compress.moments import Array
 
 
@@ -55,7 +55,7 @@ def test_neurons_of_every_layer_are_ranked_and_all_else_is_left_alone() -> None:
         str(index): {"heads": np.arange(2.0), "mlp": np.zeros(block.mlp_dim)}
         for index, block in enumerate(SMALL.blocks)
     }
-    found = elimination.neurons(SMALL, params, scores, images, 32, 1e-3)
+    found = elimination.neurons(SMALL, params, scores, streams.walk(SMALL, params, images, 32), 32, 1e-3)
     for name, own in found.items():
         assert sorted(own["mlp"]) == list(range(len(scores[name]["mlp"])))
         assert own["heads"] is scores[name]["heads"]
