@@ -27,13 +27,20 @@ def main(argv: list[str]) -> dict[str, object]:
     values = flags.FlagValues()
     flags.DEFINE_string("kit", None, "Folder that python -m trainer.compress.kit wrote.", flag_values=values)
     flags.DEFINE_string("out", None, "JSON file for this device's profile.", flag_values=values)
+    flags.DEFINE_float(
+        "seconds",
+        5.0,
+        "How long every eight models are timed; longer where others use the device as well.",
+        lower_bound=0.0,
+        flag_values=values,
+    )
     extra = command.parse_flags(values, argv, required=["kit", "out"])
     folder, out = values["kit"].value, values["out"].value
     command.require_usage(extra, bool(folder and out), "--kit and --out are needed")
-    return _profile(Path(folder), Path(out))
+    return _profile(Path(folder), Path(out), values["seconds"].value)
 
 
-def _profile(folder: Path, out: Path) -> dict[str, object]:
+def _profile(folder: Path, out: Path, seconds: float) -> dict[str, object]:
     command.require_folder(out.parent, "--out")
     if out.is_dir():
         raise UserError(f"--out={out} is a folder; name a JSON file in it")
@@ -43,7 +50,7 @@ def _profile(folder: Path, out: Path) -> dict[str, object]:
     with command.progress(len(kit["models"]), "timing", start=len(done)) as bar:
         for start in range(0, len(missing), _AT_ONCE):
             some = missing[start : start + _AT_ONCE]
-            for model, timing in zip(some, _timed(folder, some, setting), strict=True):
+            for model, timing in zip(some, _timed(folder, some, setting, seconds), strict=True):
                 done[model["description"]] = timing
             write(out, machine, setting, done, teacher=kit["teacher"])
             bar.advance(len(some))
@@ -92,7 +99,7 @@ def _done(out: Path, kit: dict[str, Any], machine: Machine) -> dict[str, Timing]
     try:
         has = json.loads(out.read_text())
         same = all(has[name] == value for name, value in _identity(kit, machine).items())
-        timings = {name: Timing(*three) for name, three in has["timings"].items()}
+        timings = {name: Timing(*taken) for name, taken in has["timings"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{out} is no latency profile; give another --out or remove it") from error
     if not same:
@@ -106,11 +113,12 @@ def _identity(kit: dict[str, Any], machine: Machine) -> dict[str, Any]:
     return {"format": FORMAT, "machine": machine, "setting": kit["setting"], "teacher": kit["teacher"]}
 
 
-def _timed(folder: Path, models: list[dict[str, Any]], setting: dict[str, Any]) -> list[Timing]:
+def _timed(
+    folder: Path, models: list[dict[str, Any]], setting: dict[str, Any], seconds: float
+) -> list[Timing]:
     inputs = [{_INPUT: drawn_images((setting["batch"], *model["image"]))} for model in models]
-    return time_models(
-        [folder / model["file"] for model in models], inputs, setting["threads"] or all_cores()
-    )
+    threads = setting["threads"] or all_cores()
+    return time_models([folder / model["file"] for model in models], inputs, threads, seconds)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 from serving.runtime import cpu
 from serving.timing.turns import Timing
 
-KIT_FORMAT, FORMAT = "vitforge-latency-kit-1", "vitforge-latency-1"
+KIT_FORMAT, FORMAT = "vitforge-latency-kit-1", "vitforge-latency-2"
 KIT_FILE = "kit.json"
 Machine = dict[str, str]
 

@@ -1,7 +1,8 @@
 """How long model files take in the runtime that will serve them, on this machine.
 
-A machine is never quiet: files are timed in turns, a short round of each, and the median of the rounds' medians counts; how far the
-rounds lie apart is told with it.
+A machine is never quiet, and what others take of it only adds: on a shared core a call may take half as long again for seconds on
+end. Files are therefore timed in turns, a short round of each, for as long as asked; the few rounds that were disturbed least say
+what the file takes, and the median of all rounds is told beside it.
 """
 
 import dataclasses
@@ -14,28 +15,31 @@ import numpy as np
 from serving.runtime.base import Array, Runtime
 from serving.runtime.select import open_runtime
 
-_ROUNDS, _RUNS = 9, 12  # 108 runs of each
+_ROUNDS, _RUNS = 9, 12  # 108 runs of each at least
 _WARM_UP = 3
+_COUNTED = 5  # rounds
 
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """One file's time in a call, ms: median of the rounds' medians, 99th percentile of all runs, and the spread of the rounds.
+    """One file's time in a call, ms.
 
-    `spread` is the distance between the quartiles of the rounds' medians, as a fraction of `p50_ms`.
+    `p50_ms` is the median of the runs of a round, of the five rounds that were disturbed least the middle one; `spread` is how far
+    those five lie apart, as a fraction of it. `p99_ms` and `median_ms` are of all runs, disturbed or not.
     """
 
     p50_ms: float
     p99_ms: float
     spread: float
+    median_ms: float
 
 
 def time_models(
-    models: Sequence[Path | bytes], inputs: Sequence[dict[str, Array]], threads: int
+    models: Sequence[Path | bytes], inputs: Sequence[dict[str, Array]], threads: int, seconds: float = 0.0
 ) -> list[Timing]:
     """The timing of each model file (or its bytes) with its own of `inputs`, all in memory at once, on `threads` threads."""
     runtimes = [open_runtime(model, "onnxruntime", threads) for model in models]
-    found = time_in_turns(runtimes, inputs)
+    found = time_in_turns(runtimes, inputs, seconds)
     for runtime in runtimes:
         runtime.close()
     return found
@@ -46,13 +50,14 @@ def drawn_images(shape: tuple[int, ...]) -> Array:
     return np.random.default_rng(1).standard_normal(shape, np.float32)
 
 
-def time_in_turns(runtimes: Sequence[Runtime], inputs: Sequence[dict[str, Array]]) -> list[Timing]:
-    """The timing of each of `runtimes` with its own of `inputs`."""
-    taken_ms = np.empty((len(runtimes), _ROUNDS, _RUNS))
-    for turn in range(_ROUNDS):
-        for index, (runtime, given) in enumerate(zip(runtimes, inputs, strict=True)):
-            taken_ms[index, turn] = _round_ms(runtime, given)
-    return [summary(rounds) for rounds in taken_ms]
+def time_in_turns(
+    runtimes: Sequence[Runtime], inputs: Sequence[dict[str, Array]], seconds: float = 0.0
+) -> list[Timing]:
+    """The timing of each of `runtimes` with its own of `inputs`, in nine turns, and more until `seconds` have passed."""
+    taken_ms, ends_s = list[list[list[float]]](), time.monotonic() + seconds
+    while len(taken_ms) < _ROUNDS or time.monotonic() < ends_s:
+        taken_ms.append([_round_ms(runtime, given) for runtime, given in zip(runtimes, inputs, strict=True)])
+    return [summary(rounds) for rounds in np.array(taken_ms).swapaxes(0, 1)]
 
 
 def _round_ms(runtime: Runtime, given: dict[str, Array]) -> list[float]:
@@ -67,6 +72,7 @@ def _round_ms(runtime: Runtime, given: dict[str, Array]) -> list[float]:
 
 def summary(taken_ms: Array) -> Timing:
     """What (rounds, runs) times in ms come to."""
-    medians = np.median(taken_ms, axis=1)
-    low, middle, high = (float(value) for value in np.percentile(medians, [25, 50, 75]))
-    return Timing(middle, float(np.percentile(taken_ms, 99)), (high - low) / middle)
+    counted = np.sort(np.median(taken_ms, axis=1))[:_COUNTED]
+    p50_ms = float(np.median(counted))
+    median_ms, p99_ms = (float(value) for value in np.percentile(taken_ms, [50, 99]))
+    return Timing(p50_ms, p99_ms, float(counted[-1] - counted[0]) / p50_ms, median_ms)

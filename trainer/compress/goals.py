@@ -89,7 +89,7 @@ def _latency(budget: Budget, ends: list[ViT], rounding: Rounding) -> Goal:
     asked = getattr(budget, name)
     setting = setting_of(budget)
     under = f"batch {setting.batch}, {setting.threads} threads, {setting.precision}"
-    here, fresh = this_machine(), latency.timer(setting)
+    here, fresh = this_machine(), latency.timer(setting, budget.timing_seconds)
     table = profiles.kept(fresh, here, setting, profiles.cache_path(here, setting))
     cost = CostTable(grid(ends[-1], rounding), table)
 
@@ -221,7 +221,7 @@ def reach(
 def _way_out(goal: Goal, spread: float) -> str:
     if goal.recorded or goal.unit != "ms":
         return "ask that"
-    return f"ask that, or run again when the machine is quieter (spread {spread:.0%})"
+    return f"ask that, or give budget.timing_seconds more, for the machine is busy (spread {spread:.0%})"
 
 
 def _record(goal: Goal, attempts: list[Attempt[list[Candidate]]]) -> dict[str, object]:

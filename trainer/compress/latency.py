@@ -32,21 +32,21 @@ class Setting:
 Timer = Callable[[Sequence[ViT]], list[Timing]]
 
 
-def timer(setting: Setting) -> Timer:
-    """Times models on this machine under `setting`.
+def timer(setting: Setting, seconds: float) -> Timer:
+    """Times models on this machine under `setting`, every few of them for `seconds`.
 
     All are told at the pace that the machine had for the first of them: the largest model is timed among every few, and what it
     takes more or less there is taken off the others.
     """
 
     def timed(models: Sequence[ViT]) -> list[Timing]:
-        if len(models) <= _AT_ONCE:
-            return _timed(models, setting)
         found, largest, pace_ms = list[Timing](), max(models, key=macs), 0.0
         with progress(len(models), "timing") as bar:
+            if len(models) <= _AT_ONCE:
+                return _timed(models, setting, seconds)
             for start in range(0, len(models), _AT_ONCE):
                 some = models[start : start + _AT_ONCE]
-                *timings, reference = _timed([*some, largest], setting)
+                *timings, reference = _timed([*some, largest], setting, seconds)
                 pace_ms = pace_ms or reference.p50_ms
                 found += [_slowed(one, pace_ms / reference.p50_ms) for one in timings]
                 bar.advance(len(some))
@@ -57,19 +57,21 @@ def timer(setting: Setting) -> Timer:
 
 def _slowed(timing: Timing, factor: float) -> Timing:
     """The timing of a machine that is `factor` times slower."""
-    return Timing(timing.p50_ms * factor, timing.p99_ms * factor, timing.spread)
+    times = (timing.p50_ms, timing.p99_ms, timing.median_ms)
+    p50_ms, p99_ms, median_ms = (value * factor for value in times)
+    return Timing(p50_ms, p99_ms, timing.spread, median_ms)
 
 
-def _timed(models: Sequence[ViT], setting: Setting) -> list[Timing]:
+def _timed(models: Sequence[ViT], setting: Setting, seconds: float) -> list[Timing]:
     files = [graph_bytes(model, setting.precision) for model in models]
     inputs = [{IMAGES: _images(model, setting.batch)} for model in models]
-    return time_models(files, inputs, setting.threads)
+    return time_models(files, inputs, setting.threads, seconds)
 
 
-def time_file(content: bytes, model: ViT, setting: Setting) -> Timing:
-    """The time of an exported file itself, `model`'s, on this machine under `setting`; its precision is the file's own."""
-    (timing,) = time_models([content], [{IMAGES: _images(model, setting.batch)}], setting.threads)
-    return timing
+def time_files(files: Sequence[bytes], model: ViT, setting: Setting, seconds: float) -> list[Timing]:
+    """The times of exported files, each in its own precision, under `setting`; their models take `model`'s images."""
+    inputs = {IMAGES: _images(model, setting.batch)}
+    return time_models(files, [inputs] * len(files), setting.threads, seconds)
 
 
 def graph_bytes(model: ViT, precision: str) -> bytes:

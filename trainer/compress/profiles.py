@@ -94,7 +94,7 @@ def read(path: Path, setting: Setting) -> tuple[Machine, dict[str, Timing]]:
     try:
         values: Any = json.loads(path.read_text())
         found, has = values["format"], Setting(**values["setting"])
-        timings = {name: Timing(*three) for name, three in values["timings"].items()}
+        timings = {name: Timing(*taken) for name, taken in values["timings"].items()}
         machine = {name: str(values["machine"][name]) for name in ("cpu", "features", "int8", "runtime")}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is no latency profile; write it anew") from error

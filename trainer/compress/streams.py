@@ -168,7 +168,9 @@ def logits_behind(model: ViT, params: Params, stream: Array, first: int, size: i
     def said(blocks: Params, stream: Any) -> jax.Array:
         return reading(rest, through(model, blocks, stream, first, len(model.blocks)))
 
-    return in_batches(said, params.get("blocks", {}), stream, size)  # a model without blocks has no such parameters
+    return in_batches(
+        said, params.get("blocks", {}), stream, size
+    )  # a model without blocks has no such parameters
 
 
 def read(model: ViT, params: Params, stream: jax.Array) -> jax.Array:

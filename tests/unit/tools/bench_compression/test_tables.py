@@ -71,11 +71,11 @@ def test_budgets_lie_strictly_between_the_ends() -> None:
 
 @pytest.mark.parametrize(("measured", "within"), [(0.9, True), (1.0, True), (0.89, False), (1.01, False)])
 def test_a_budget_is_met_from_a_tenth_below_up_to_itself(measured: float, within: bool) -> None:
-    met = Met(1.0, measured, 0.01, 10, 1000, TEACHER)
+    met = Met(1.0, measured, 1.3, 0.01, 10, 1000, TEACHER)
     assert met.within == within
     shown = "yes" if within else r"**no**"
     setting = {"batch": 1, "threads": 1, "precision": "fp32"}
-    assert f"| {measured:.3f} | {shown} |" in latency.markdown(TEACHER, 2.0, setting, [met])
+    assert f"| {measured:.3f} | {shown} | 1.3 |" in latency.markdown(TEACHER, 2.0, setting, [met])
 
 
 def test_the_record_holds_machine_and_command(tmp_path: Path) -> None:

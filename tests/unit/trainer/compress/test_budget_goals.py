@@ -3,11 +3,13 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from serving.command import UserError
+from serving.timing import turns
 from serving.timing.turns import Timing, summary
 from tests.support.small_models import SMALL, UNEVEN
 from trainer.compress import goals, latency, latency_table, profiles
@@ -24,12 +26,12 @@ MACHINE = {"cpu": "a", "features": "b", "int8": "no", "runtime": "c"}
 
 def _by_macs(models: Sequence[ViT]) -> list[Timing]:
     """A machine that takes 1 ms a call and 1 µs a MAC."""
-    return [Timing(1 + macs(model) / 1e3, 2.0, 0.0) for model in models]
+    return [Timing(1 + macs(model) / 1e3, 2.0, 0.0, 0.0) for model in models]
 
 
 def _noisy(models: Sequence[ViT]) -> list[Timing]:
     factors = np.random.default_rng(0).uniform(0.5, 1.5, len(models))
-    return [Timing(one.p50_ms * factor, 2.0, 0.0) for one, factor in zip(_by_macs(models), factors)]
+    return [Timing(one.p50_ms * factor, 2.0, 0.0, 0.0) for one, factor in zip(_by_macs(models), factors)]
 
 
 @pytest.mark.parametrize(
@@ -99,14 +101,16 @@ def test_a_table_is_told_at_one_pace_though_the_machine_slows_down_while_it_is_m
     true_ms = {model: float(place) for place, model in enumerate(_models(40), start=1)}
     slower = iter([1.0, 1.5, 2.0])
 
-    def timed(models: Sequence[ViT], _: Setting) -> list[Timing]:
+    def timed(models: Sequence[ViT], _: Setting, seconds: float) -> list[Timing]:
         factor = next(slower)
-        return [Timing(factor * true_ms[model], 2 * factor * true_ms[model], 0.1) for model in models]
+        times = [factor * true_ms[model] for model in models]
+        return [Timing(time, 2 * time, 0.1, 3 * time) for time in times]
 
     monkeypatch.setattr(latency, "_timed", timed)
-    found = latency.timer(Setting(1, 1, "fp32"))(list(true_ms))
+    found = latency.timer(Setting(1, 1, "fp32"), 0.0)(list(true_ms))
     assert [timing.p50_ms for timing in found] == pytest.approx(list(true_ms.values()))
     assert [timing.p99_ms for timing in found] == pytest.approx([2 * value for value in true_ms.values()])
+    assert [timing.median_ms for timing in found] == pytest.approx([3 * value for value in true_ms.values()])
 
 
 def _models(count: int) -> list[ViT]:
@@ -127,10 +131,21 @@ def test_what_is_within_the_budget_comes_before_what_is_nearer_but_above_it() ->
     assert found[-1].measured.value == 9.0
 
 
-def test_a_timing_is_the_median_of_rounds_and_how_far_they_lie_apart() -> None:
-    rounds = np.repeat([[1.0], [2.0], [3.0]], 5, axis=1)
+def test_a_timing_is_the_median_of_the_least_disturbed_rounds_with_that_of_all_beside_it() -> None:
+    rounds = np.repeat([[1.5], [1.4], [1.0], [1.2], [1.1], [1.6], [1.3], [1.7], [1.8]], 5, axis=1)
     rounds[:, 0] = 99  # a run that was interrupted
-    assert summary(rounds) == Timing(2.0, 99.0, 0.5)
+    found = summary(rounds)
+    assert (found.p50_ms, found.median_ms, found.p99_ms) == (1.2, 1.5, 99.0)
+    assert found.spread == pytest.approx(0.4 / 1.2)
+
+
+def test_timing_goes_on_for_as_long_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, runs = iter(range(100)), list[int]()
+    monkeypatch.setattr(turns.time, "monotonic", lambda: next(clock))
+    turns.time_in_turns([SimpleNamespace(run=runs.append)], [1], 30.0)  # type: ignore[list-item]
+    brief = len(runs)
+    turns.time_in_turns([SimpleNamespace(run=runs.append)], [1])  # type: ignore[list-item]
+    assert (brief, len(runs) - brief) == ((9 + 29) * 15, 9 * 15)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int8_weights"])
@@ -173,7 +188,7 @@ def test_another_cpu_runtime_or_setting_has_another_cache(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (("vitforge-latency-1", "vitforge-latency-0"), "is of format 'vitforge-latency-0'"),
+        (("vitforge-latency-2", "vitforge-latency-0"), "is of format 'vitforge-latency-0'"),
         (
             ('"threads": 1', '"threads": 8'),
             "is of batch=1 threads=8 precision=fp32, asked are batch=1 threads=1",

@@ -56,10 +56,10 @@ def _invent(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[int]:
     """A device of which a call takes 5 ms and a million MACs 100; returns how many models each of its turns timed."""
     rows, turns = iter(_models(folder)), list[int]()
 
-    def timed(runtimes: list[Any], inputs: list[Any]) -> list[Timing]:
+    def timed(runtimes: list[Any], inputs: list[Any], seconds: float) -> list[Timing]:
         turns.append(len(runtimes))
         times = [SLOW_MS + macs(next(rows)) / 1e4 for _ in runtimes]
-        return [Timing(time, 2 * time, 0.01) for time in times]
+        return [Timing(time, 2 * time, 0.01, time) for time in times]
 
     monkeypatch.setattr(timing, "time_in_turns", timed)
     return turns
@@ -80,7 +80,7 @@ def test_a_kit_holds_every_size_in_files_that_share_one_set_of_weights(folder: P
 
 
 def test_a_device_times_the_kit_for_real(folder: Path, tmp_path: Path) -> None:
-    said = profile.main([f"--kit={folder}", f"--out={tmp_path / 'device.json'}"])
+    said = profile.main([f"--kit={folder}", f"--out={tmp_path / 'device.json'}", "--seconds=0"])
     assert said["models"] == len(_models(folder))
     machine, timings = profiles.read(tmp_path / "device.json", goals.Setting(1, 1, "fp32"))
     assert machine == profile.this_machine()
@@ -93,10 +93,10 @@ def test_timing_goes_on_where_it_stopped(
     turns, out = _invent(monkeypatch, folder), tmp_path / "device.json"
     whole = timing.time_in_turns
 
-    def stopped(runtimes: list[Any], inputs: list[Any]) -> list[Timing]:
+    def stopped(runtimes: list[Any], inputs: list[Any], seconds: float) -> list[Timing]:
         if len(turns) == 1:
             raise KeyboardInterrupt
-        return whole(runtimes, inputs)
+        return whole(runtimes, inputs, seconds)
 
     monkeypatch.setattr(timing, "time_in_turns", stopped)
     with pytest.raises(KeyboardInterrupt):

@@ -199,7 +199,7 @@ def test_where_merging_saves_nothing_it_is_not_tried() -> None:
 
 def test_predicted_latency_falls_with_the_tokens_that_are_merged() -> None:
     def timed(models: object) -> list[Timing]:
-        return [Timing(1e-6 * macs(model), 0.0, 0.0) for model in models]  # type: ignore[attr-defined]
+        return [Timing(1e-6 * macs(model), 0.0, 0.0, 0.0) for model in models]  # type: ignore[attr-defined]
 
     cost = CostTable(grid(DEEP, ROUNDING), timed)
     assert cost(DEEP) == pytest.approx(1e-6 * macs(DEEP), rel=1e-6)

@@ -191,7 +191,7 @@ def test_a_plan_with_units_survives_being_written() -> None:
 
 def test_the_stem_of_a_latency_table_is_read_between_measured_sizes() -> None:
     def timer(models: Any) -> list[Timing]:
-        return [Timing(macs(model) / 1e6, macs(model) / 1e6, 0.0) for model in models]
+        return [Timing(macs(model) / 1e6, macs(model) / 1e6, 0.0, 0.0) for model in models]
 
     table = CostTable(grid(MODEL, ROUNDING), timer)
     for left in ((32, 32), (16, 32), (8, 12)):

@@ -81,7 +81,7 @@ def test_the_fastest_is_shipped_and_of_equals_the_smallest(
     made = [prover.prove(precision) for precision in ("fp32", "int8", "int8_weights")]
     made = [dataclasses.replace(one, content=bytes(size)) for one, size in zip(made, (4, 2, 1), strict=True)]
     monkeypatch.setattr(
-        choosing, "time_in_turns", lambda *_: [Timing(taken, taken, 0.01) for taken in times_ms]
+        choosing, "time_in_turns", lambda *_: [Timing(taken, taken, 0.01, taken) for taken in times_ms]
     )
     choice = fastest(made, INPUT, prover.reference.inputs[:1])
     assert choice.chosen.precision == shipped
