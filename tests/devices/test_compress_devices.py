@@ -48,7 +48,7 @@ def test_a_checkpoint_saved_in_shards_is_cut_to_the_same_model_as_one_saved_whol
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
-@pytest.mark.parametrize("kind", ["fisher", "taylor"])
+@pytest.mark.parametrize("kind", ["fisher", "taylor", "obs"])
 def test_scores_cut_over_eight_devices_are_those_of_one(kind: str, shape: tuple[int, int, int]) -> None:
     params, images = random_params(SMALL), smooth_images(SMALL, 90)
     axes = ("data", "fsdp", "model")

@@ -14,9 +14,9 @@ from trainer.compress import elimination, goals, least_accuracy, losses, merging
 from trainer.compress import plan as plans
 from trainer.compress import scores as scoring
 from trainer.compress.allocate import Cost
+from trainer.compress.calibration_pass import Partial
 from trainer.compress.given import Given
 from trainer.compress.goals import Goal
-from trainer.compress.gradient_scores import Partial
 from trainer.compress.losses import Losses
 from trainer.compress.plan import Plan
 from trainer.compress.remembering import RememberingJudge

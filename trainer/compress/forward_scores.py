@@ -1,4 +1,4 @@
-"""How much each removable unit matters, from activations alone: one walk through the blocks, no gradient.
+"""How much each removable unit matters, from activations alone, in one pass without gradients.
 
 With h the outputs of a group of units, C = Cov(h) and W the weights that read them, unit j scores
   act       √E[h_j²]: how strongly it speaks;
@@ -11,101 +11,148 @@ cosine of its input and output (Men et al. 2024, arXiv:2403.03853). A channel of
 that read it together. A group of inner channels of a stem's unit is scored as a head is, by the convolution that reads it.
 """
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from trainer.compress import cells, streams
-from trainer.compress.moments import Array, Moments, damped
-from trainer.description import Block, ViT
-from trainer.models.build import Params
+from trainer.compress import calibration_pass, cells
+from trainer.compress.calibration_pass import Pass, Sums
+from trainer.compress.moments import Array, damped, require_enough
+from trainer.description import ViT
+from trainer.models.build import Params, bind
 from trainer.models.stem import gates_name
+from trainer.models.vit import VisionTransformer
 
 KINDS = ("act", "variance", "obs")
 _DAMPING = 0.01  # of the mean variance, on the diagonal before C is inverted
+_STEM = ("inner1", "inner2")  # what a unit's conv2 and conv3 read
+
+Covariance = tuple[Array, Array]  # (A, A), and the mean (A,)
 
 
-def score(teacher: ViT, params: Params, images: Array, kind: str, batch: int) -> dict[str, dict[str, Array]]:
-    """Scores by block index and unit, from normalised images (images, H, W, C); head dims are scored as they lie in `params`."""
-    stream, found = (
-        streams.embed(teacher, params, images, batch),
-        _units_of_stem(teacher, params, images, kind, batch),
-    )
+def score(teacher: ViT, params: Params, images: Array, kind: str, how: Pass) -> dict[str, dict[str, Array]]:
+    """Scores by block index and unit, from normalised images (images, H, W, C), the same ones on every process.
+
+    Head dims are scored as they lie in `params`.
+
+    Raises:
+      UserError: when there are too few images for one of the covariances.
+    """
+    _require_enough(teacher, len(images))
+    sums = calibration_pass.summed(how, _sums(teacher), params, (images,), _additive)
+    found = _units_of_stem(teacher, params, sums, kind)
     channels = np.zeros(teacher.width)
     for index, block in enumerate(teacher.blocks):
-        own, before, scores = params["blocks"][str(index)], stream, dict[str, Array]()
+        own, of, scores = params["blocks"][str(index)], sums[str(index)], dict[str, Array]()
         if block.num_heads:
-            norm, heads, stream = _attention_moments(teacher, block, own, stream, batch)
+            norm, heads = _covariance(of["norm1"]), _covariance(of["heads"])
             scores |= _attention(own["attention"], norm, heads, kind)
             readers = [own["attention"][name]["kernel"] for name in ("query", "key", "value")]
             channels += _read_channels(norm, readers, kind)
         if block.mlp_dim:
-            norm, hidden, stream = _mlp_moments(teacher, block, own, stream, batch)
-            covariance, mean = hidden.covariance()
+            norm, (covariance, mean) = _covariance(of["norm2"]), _covariance(of["hidden"])
             kernel = np.asarray(own["mlp"]["fc2"]["kernel"], np.float64)
             scores["mlp"] = _units(covariance, mean, (kernel**2).sum(axis=1), kind)
             channels += _read_channels(norm, [own["mlp"]["fc1"]["kernel"]], kind)
             scores["mlp_branch"] = _branch(covariance, mean, kernel, own["mlp"]["fc2"]["bias"], kind)
-        found[str(index)] = {**scores, "block": _turn(before, stream)}
+        turned = of["cosines"] / (len(images) * teacher.num_tokens)
+        found[str(index)] = {**scores, "block": np.asarray(1 - turned)}
     return found | {"stream": {"width": channels}}
 
 
-def _attention_moments(
-    model: ViT, block: Block, params: Params, stream: Array, size: int
-) -> tuple[Moments, Moments, Array]:
-    """Moments of the LayerNorm output and of all heads' outputs side by side (heads · dims), and the stream after them."""
-    branch, norm, heads, after = streams.attention_branch(model, block), Moments(), Moments(), []
-    for rows in streams.batches(len(stream), size):
-        added, taps = branch(params, stream[rows])
-        norm.add(taps["norm"])
-        heads.add(taps["heads"].reshape(*taps["heads"].shape[:2], -1))
-        after.append(stream[rows] + np.asarray(added))
-    heads.require_enough("the output of the heads")
-    return norm, heads, np.concatenate(after)
+def _require_enough(teacher: ViT, images: int) -> None:
+    rows = images * teacher.num_tokens
+    for block in teacher.blocks:
+        if block.num_heads:
+            require_enough("the output of the heads", rows, block.num_heads * block.v_dim)
+        if block.mlp_dim:
+            require_enough("the MLP's hidden layer", rows, block.mlp_dim)
 
 
-def _mlp_moments(
-    model: ViT, block: Block, params: Params, stream: Array, size: int
-) -> tuple[Moments, Moments, Array]:
-    """Moments of the LayerNorm output and of the hidden layer, and the stream after them."""
-    branch, norm, hidden, after = streams.mlp_branch(model, block), Moments(), Moments(), []
-    for rows in streams.batches(len(stream), size):
-        added, taps = branch(params, stream[rows])
-        norm.add(taps["norm"])
-        hidden.add(taps["hidden"])
-        after.append(stream[rows] + np.asarray(added))
-    hidden.require_enough("the MLP's hidden layer")
-    return norm, hidden, np.concatenate(after)
+def _sums(teacher: ViT) -> Sums:
+    """(parameters, images, counts) → by block and unit of the stem: moments of what is scored, and cosines over a block."""
+
+    @jax.jit
+    def sums(params: Params, images: jax.Array, counts: jax.Array) -> Params:
+        model = bind(teacher, params)
+        x, found = _embedded(model, images, counts)
+        for index in range(model.depth):
+            block, before, own = model.block(index), x, dict[str, Params]()
+            if block.has_attention:
+                added, taps = block.attend(x)
+                flat = taps["heads"].reshape(*taps["heads"].shape[:2], -1)
+                own |= {"norm1": _moments(taps["norm"], counts), "heads": _moments(flat, counts)}
+                x = x + added
+            if block.has_mlp:
+                added, taps = block.transform(x)
+                own |= {"norm2": _moments(taps["norm"], counts), "hidden": _moments(taps["hidden"], counts)}
+                x = x + added
+            found[str(index)] = {**own, "cosines": jnp.tensordot(counts, _cosines(before, x), 1)}
+        return found
+
+    return sums
 
 
-def _read_channels(norm: Moments, kernels: list[Array], kind: str) -> Array:
+def _embedded(model: VisionTransformer, images: jax.Array, counts: jax.Array) -> tuple[jax.Array, Params]:
+    """The stream before the first block, and the moments of what is scored in the stem."""
+    if model.stem is None:
+        return model.embed(images), {}
+    read, found = model.stem.begin(images), dict[str, Params]()
+    for index in range(len(model.stem.places)):
+        read, taps = model.stem.unit(index)(read)
+        found[gates_name(index)] = {name: _moments(taps[name], counts) for name in _STEM}
+    return model.place(read), found
+
+
+def _moments(x: jax.Array, counts: jax.Array) -> Params:
+    """Rows, mean, and the products (A, A) about it, of x (B, …, A), whose images count as `counts` (B,) says."""
+    rows = jnp.broadcast_to(counts.reshape(-1, *[1] * (x.ndim - 2)), x.shape[:-1]).reshape(-1, 1)
+    flat = x.reshape(-1, x.shape[-1])
+    mean = (rows * flat).sum(axis=0) / rows.sum()
+    about = flat - mean
+    products = jnp.matmul(about.T, rows * about, precision=jax.lax.Precision.HIGHEST)
+    return {"rows": rows.sum(), "mean": mean, "products": products}
+
+
+def _cosines(before: jax.Array, after: jax.Array) -> jax.Array:
+    """The cosines between tokens (B, T, D) before and after a block, summed over the tokens: (B,)."""
+    lengths = jnp.linalg.norm(before, axis=-1) * jnp.linalg.norm(after, axis=-1)
+    return (jnp.sum(before * after, axis=-1) / jnp.maximum(lengths, jnp.finfo(jnp.float32).tiny)).sum(axis=-1)
+
+
+def _additive(found: Params) -> Params:
+    """A batch's moments as rows, their sum, and their products about zero: these add up over batches."""
+    if "products" not in found:
+        return {name: _additive(value) if isinstance(value, dict) else value for name, value in found.items()}
+    rows, mean = found["rows"], found["mean"]
+    return {"rows": rows, "sum": rows * mean, "products": found["products"] + rows * np.outer(mean, mean)}
+
+
+def _covariance(sums: Params) -> Covariance:
+    mean = sums["sum"] / sums["rows"]
+    return sums["products"] / sums["rows"] - np.outer(mean, mean), mean
+
+
+def _read_channels(norm: Covariance, kernels: list[Array], kind: str) -> Array:
     """Scores (D,) of the channels that `kernels` (D, …) read behind one LayerNorm."""
-    covariance, mean = norm.covariance()
+    covariance, mean = norm
     read = sum((np.asarray(kernel, np.float64) ** 2).reshape(len(mean), -1).sum(axis=1) for kernel in kernels)
     return _units(covariance, mean, np.asarray(read), kind)
 
 
-def _units_of_stem(
-    teacher: ViT, params: Params, images: Array, kind: str, batch: int
-) -> dict[str, dict[str, Array]]:
+def _units_of_stem(teacher: ViT, params: Params, sums: Params, kind: str) -> dict[str, dict[str, Array]]:
     found: dict[str, dict[str, Array]] = {}
-    if not teacher.stem:
-        return found
-    read = cells.begin(teacher, params, images, batch)
-    for index, place in enumerate(teacher.stem.places):
-        unit, own, after = cells.unit(teacher.stem, place), cells.unit_params(params, place), []
-        moments = {"conv1": Moments(), "conv2": Moments()}
-        for rows in streams.batches(len(read), batch):
-            made, taps = unit(own, read[rows])
-            moments["conv1"].add(taps["inner1"])
-            moments["conv2"].add(taps["inner2"])
-            after.append(np.asarray(made))
-        groups = cells.groups(teacher.stem)[index]
+    for index, place in enumerate(teacher.stem.places if teacher.stem else ()):
+        assert teacher.stem is not None  # it has places
+        own, groups = cells.unit_params(params, place), cells.groups(teacher.stem)[index]
         found[gates_name(index)] = {
             name: _heads(
-                *one.covariance(), _readers(cells.kernel(teacher.stem, place, own, reader), groups), kind
+                *_covariance(sums[gates_name(index)][tap]),
+                _readers(cells.kernel(teacher.stem, place, own, reader), groups),
+                kind,
             )
-            for (name, one), reader in zip(moments.items(), ("conv2", "conv3"))
+            for name, tap, reader in zip(("conv1", "conv2"), _STEM, ("conv2", "conv3"))
         }
-        read = np.concatenate(after)
     return found
 
 
@@ -115,15 +162,15 @@ def _readers(kernel: Array, groups: int) -> Array:
     return by_input.reshape(groups, len(by_input) // groups, -1)
 
 
-def _attention(attention: Params, norm: Moments, heads: Moments, kind: str) -> dict[str, Array]:
+def _attention(attention: Params, norm: Covariance, heads: Covariance, kind: str) -> dict[str, Array]:
     out = np.asarray(attention["out"]["kernel"], np.float64)  # (N, V, D)
     count, dims, _ = out.shape
-    covariance, mean = heads.covariance()
+    covariance, mean = heads
     value = _units(covariance, mean, (out**2).sum(axis=2).ravel(), kind).reshape(count, dims)
     flat = out.reshape(count * dims, -1)
     return {
         "heads": _heads(covariance, mean, out, kind),
-        "query_key": _query_key(attention, *norm.covariance(), kind),
+        "query_key": _query_key(attention, *norm, kind),
         "value": value,
         "attention": _branch(covariance, mean, flat, attention["out"]["bias"], kind),
     }
@@ -170,10 +217,3 @@ def _branch(covariance: Array, mean: Array, kernel: Array, bias: Array, kind: st
 
 def _precision(covariance: Array) -> Array:
     return np.linalg.inv(damped(covariance, _DAMPING))
-
-
-def _turn(before: Array, after: Array) -> Array:
-    """1 − the mean cosine between the stream's tokens (images, T, D) before and after a block."""
-    lengths = np.linalg.norm(before, axis=-1) * np.linalg.norm(after, axis=-1)
-    cosine = np.sum(before * after, axis=-1) / np.maximum(lengths, np.finfo(np.float32).tiny)
-    return np.asarray(1 - cosine.mean())

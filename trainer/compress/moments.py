@@ -34,6 +34,15 @@ def damped(covariance: Array, damping: float) -> Array:
     return np.asarray(covariance + damping * variance * np.eye(len(covariance)))
 
 
+def require_enough(what: str, rows: int, dims: int) -> None:
+    """Raises a UserError when so many rows are too few for the covariance of `what`, which has `dims` dimensions."""
+    if rows < _ROWS_PER_DIM * dims:
+        raise UserError(
+            f"{what} has {dims} dimensions but calibration gives {rows} samples; "
+            f"at least {_ROWS_PER_DIM * dims} are needed: raise --config.calibration.examples"
+        )
+
+
 class Moments:
     """Means and centred second moments of inputs (rows, A) and, where there are any, of targets (rows, T) against them."""
 
@@ -70,11 +79,7 @@ class Moments:
     def require_enough(self, what: str, dims: int | None = None) -> None:
         """Raises a UserError when the calibration set is too small for `what`, which reads `dims` inputs, or all."""
         if not self.enough(dims):
-            dims = dims or self._dims()
-            raise UserError(
-                f"{what} has {dims} dimensions but calibration gives {self.rows} samples; "
-                f"at least {_ROWS_PER_DIM * dims} are needed: raise --config.calibration.examples"
-            )
+            require_enough(what, self.rows, dims or self._dims())
 
     def covariance(self) -> tuple[Array, Array]:
         """(covariance (A, A), mean (A,)) of the inputs."""

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from serving.command import UserError
 from trainer.compress import forward_scores, gradient_scores, streams
-from trainer.compress.gradient_scores import Partial
+from trainer.compress.calibration_pass import Partial, Pass
 from trainer.compress.lowrank import cut_query_key, cut_value_output
 from trainer.compress.moments import Array
 from trainer.config import MeshShape
@@ -35,18 +35,18 @@ def score(
 ) -> Scores:
     """Scores of every unit from normalised images (images, H, W, C), by one of the configuration's kinds of score.
 
-    A pass of gradients is cut over `mesh` (None: all devices of the job), and goes on from what `partial` kept.
+    The pass is cut over `mesh` (None: all devices of the job), and goes on from what `partial` kept.
 
     Raises:
       UserError: when a score is not finite, or there are too few images.
     """
     teacher = without_merging(teacher)  # ordered dims are other keys, by which other tokens would be merged
     ordered = order_dims(teacher, params, images, batch)
+    how = Pass(batch, mesh or make_mesh(MeshShape(data=-1, fsdp=1, model=1)), partial)
     if kind in forward_scores.KINDS:
-        found = forward_scores.score(teacher, ordered, images, kind, batch)
+        found = forward_scores.score(teacher, ordered, images, kind, how)
     else:
-        mesh = mesh or make_mesh(MeshShape(data=-1, fsdp=1, model=1))
-        found = gradient_scores.score(teacher, ordered, images, kind, seed, batch, mesh, partial)
+        found = gradient_scores.score(teacher, ordered, images, kind, seed, how)
     require_finite(found, kind)
     return found
 

@@ -1,6 +1,5 @@
 import dataclasses
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,8 @@ import numpy as np
 import pytest
 
 from tests.support.small_models import SMALL, UNEVEN, logits, random_params, smooth_images
-from trainer.compress import gradient_scores, scores
-from trainer.compress.gradient_scores import Partial
+from trainer.compress import calibration_pass, gradient_scores, scores
+from trainer.compress.calibration_pass import Partial, Pass, Sums
 from trainer.compress.moments import Array
 from trainer.compress.scores import Scores
 from trainer.description import ViT
@@ -164,41 +163,40 @@ def test_scores_survive_being_written_as_arrays() -> None:
     assert again["0"]["mlp"] is found["0"]["mlp"]
 
 
+@pytest.mark.parametrize("kind", ["fisher", "obs"])
 def test_an_interrupted_pass_goes_on_with_the_next_batch_and_ends_with_the_same_scores(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     params, images = _setting()
-    wanted, kept = _score(batch=16), Partial(tmp_path / "scores.partial.npz", "this pass")
-    monkeypatch.setattr(gradient_scores, "_KEPT_EVERY_S", -1.0)  # after every batch
-    summed, batches = gradient_scores._summed, list[int]()
+    wanted, kept = _score(kind, batch=16), Partial(tmp_path / "scores.partial.npz", "this pass")
+    monkeypatch.setattr(calibration_pass, "_KEPT_EVERY_S", -1.0)  # after every batch
+    summed, batches = calibration_pass.summed, list[int]()
 
-    def counting(teacher: ViT) -> Callable[..., gradient_scores.Sums]:
-        sums = summed(teacher)
-
-        def counted(*arguments: Any) -> gradient_scores.Sums:
+    def counting(how: Pass, sums: Sums, *arguments: Any) -> Params:
+        def counted(*given: Any) -> Params:
             if len(batches) == 3:
                 raise KeyboardInterrupt
             batches.append(1)
-            return sums(*arguments)
+            return sums(*given)
 
-        return counted
+        return summed(how, counted, *arguments)
 
-    monkeypatch.setattr(gradient_scores, "_summed", counting)
+    monkeypatch.setattr(calibration_pass, "summed", counting)
     with pytest.raises(KeyboardInterrupt):
-        scores.score(ONE, params, images, "fisher", 0, 16, partial=kept)
+        scores.score(ONE, params, images, kind, 0, 16, partial=kept)
     assert len(batches) == 3  # of five
     batches.clear()
-    found = scores.score(ONE, params, images, "fisher", 0, 16, partial=kept)
+    found = scores.score(ONE, params, images, kind, 0, 16, partial=kept)
     assert len(batches) == 2
     for name, values in flatten(wanted).items():
         np.testing.assert_array_equal(flatten(found)[name], values, err_msg=name)
 
 
 def test_sums_that_another_pass_kept_are_not_taken(tmp_path: Path) -> None:
-    sums = gradient_scores._nothing(ONE)
+    sums = {"first": {"0": {"mlp": np.ones(3)}}}
     Partial(tmp_path / "kept.npz", "one").save(16, sums)
     assert Partial(tmp_path / "kept.npz", "other").load() is None
     loaded = Partial(tmp_path / "kept.npz", "one").load()
     assert loaded is not None
     assert loaded[0] == 16
-    assert flatten(loaded[1][0]).keys() == flatten(sums[0]).keys()
+    np.testing.assert_array_equal(loaded[1]["first"]["0"]["mlp"], np.ones(3))
