@@ -30,7 +30,8 @@ from trainer.models.build import Params
 
 # Fractions at which losses are measured, besides none and all. Dims and neurons are missed gradually, a head is not.
 _THIN = (1 / 2, 1 / 4, 1 / 8)
-_PARTS = {"heads": (3 / 4, 1 / 2), "query_key": _THIN, "value": _THIN, "mlp": _THIN}
+_PARTS = {"heads": (3 / 4, 1 / 2), "query_key": _THIN, "value": _THIN, "mlp": _THIN, "block": ()}
+_REMOVABLE = ("heads", "mlp", "block")
 _LEAST_LOSS = 1e-7  # nats an image: below what a few hundred images can tell from nothing
 
 
@@ -63,8 +64,10 @@ def falling(sizes: Sequence[int], losses: Sequence[float], full: int) -> Curve:
 
 # A block's parameters, at its own shape, by the size that is kept of one kind.
 Smaller = Callable[[int], Params]
-LayerCurves = Mapping[str, Curve]  # heads, query_key, value, mlp; heads and mlp from 0 on
-Losses = Sequence[LayerCurves]  # by layer
+LayerCurves = Mapping[str, Curve]  # heads, query_key, value, mlp, block; heads, mlp and block from 0 on
+Losses = Sequence[
+    LayerCurves
+]  # by layer; behind these the units of a stem (stem), and the residual stream (width)
 
 
 def plain(losses: Losses) -> list[dict[str, list[list[float]]]]:
@@ -109,6 +112,8 @@ def measure(
                     cuts = smaller(teacher, block, own, stream, batch, ridge).cuts(scores[str(index)])
                     curves |= {kind: table.curve(index, kind, *one) for kind, one in cuts.items()}
                     stream = streams.add_branch(branch(teacher, block), own, stream, batch)
+            if block.num_heads and block.mlp_dim:
+                curves["block"] = table.curve(index, "block", 1, lambda _: {})
             table.advance()
             found.append(curves)
             bar.advance()
@@ -125,10 +130,8 @@ class Table:
 
     def curve(self, index: int, kind: str, full: int, cut: Smaller) -> Curve:
         """The loss of layer `index` by size, whose parameters are those of `cut`."""
-        removable = kind in ("heads", "mlp")
-        sizes = sorted(
-            {int(full * part) for part in _PARTS[kind]} - {0, full} | ({0} if removable else set())
-        )
+        none = {0} if kind in _REMOVABLE else set()
+        sizes = sorted({int(full * part) for part in _PARTS[kind]} - {0, full} | none)
         losses = []
         for size in sizes:
             changed = cut(size)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from serving.command import UserError, progress
-from trainer.compress import allocate, losses, spend, stem_losses, streams
+from trainer.compress import allocate, losses, spend, stem_losses, streams, width_losses
 from trainer.compress.allocate import Cost, Rounding
 from trainer.compress.losses import Losses, divergence
 from trainer.compress.moments import Array
@@ -79,6 +79,11 @@ class Judge:
         """The teacher's stream on the images that repair (`streams.walk`)."""
         return self._seen.walk()
 
+    @property
+    def directions(self) -> Array:
+        """Those of the teacher's stream (`width.principal_directions`)."""
+        return self._seen.directions
+
     def _judge(self, plan: Plan) -> float:
         teacher = self._teacher
         params, _ = cut(teacher.model, teacher.params, plan, self.fitted, teacher.how, self._seen)
@@ -97,10 +102,15 @@ def missed_least(teacher: Teacher, judge: Judge) -> list[int]:
 
 
 def measure_losses(teacher: Teacher, scores: Scores, judge: Judge) -> Losses:
-    """What each part of each layer, and each unit of a stem, loses by size, on the judge's split of the images."""
+    """What each part of each layer, each unit of a stem and the stream lose by size, on the judge's split of the images."""
     model, params, how = teacher.model, teacher.params, teacher.how
     of_blocks = losses.measure(model, params, scores, judge.fitted, judge.held_out, how.batch, how.ridge)
-    return [*of_blocks, *stem_losses.measure(model, params, scores, judge.fitted, judge.held_out, how)]
+    of_stem = stem_losses.measure(model, params, scores, judge.fitted, judge.held_out, how)
+    return [
+        *of_blocks,
+        *of_stem,
+        *width_losses.measure(model, params, judge.directions, judge.held_out, how.batch),
+    ]
 
 
 def to_budget(

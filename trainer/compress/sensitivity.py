@@ -4,6 +4,7 @@ KL to the teacher in nats an image after one part of one layer alone was made sm
 fraction of it that was kept.
 """
 
+import collections
 import dataclasses
 import json
 from collections.abc import Iterator
@@ -51,7 +52,12 @@ class Sensitivity:
 
         kinds = list(dict.fromkeys(kind for _, kind, _, _ in self._curves()))
         figure, panels = pyplot.subplots(
-            1, len(kinds), figsize=(3.4 * len(kinds), 3.4), squeeze=False, sharey=True
+            1,
+            len(kinds),
+            figsize=(2.8 * len(kinds) + 1, 3.4),
+            squeeze=False,
+            sharey=True,
+            layout="constrained",
         )
         colours = pyplot.get_cmap("viridis")
         for kind, panel in zip(kinds, panels[0]):
@@ -63,20 +69,17 @@ class Sensitivity:
             panel.set(title=kind.replace("_", " "), xlabel="kept, %", yscale="log")
             panel.grid(alpha=0.3)
         panels[0][0].set_ylabel("KL to the teacher, nats")
-        panels[0][-1].legend(fontsize=8)
-        figure.tight_layout()
+        lines = {line.get_label(): line for panel in panels[0] for line in panel.get_lines()}
+        figure.legend(lines.values(), lines, loc="outside right upper", fontsize=8)
         figure.savefig(path, dpi=120)
         pyplot.close(figure)
 
     def _curves(self) -> Iterator[tuple[int, str, int, list[tuple[int, float]]]]:
         """(layer, kind, whole size, (kept, loss) of every measured size, the least first)."""
-        blocks = sum("stem" not in curves for curves in self.losses)
-        for place, curves in enumerate(self.losses):
-            layer = place - blocks if "stem" in curves else place  # a stem's units are counted on their own
+        layers = collections.Counter[str]()  # a stem's units are counted on their own, and the stream is one
+        for curves in self.losses:
+            what = next((kind for kind in ("stem", "width") if kind in curves), "block")
             for kind, curve in curves.items():
-                yield (
-                    layer,
-                    kind,
-                    curve.sizes[-1],
-                    list(zip(curve.sizes[:-1], curve.losses[:-1], strict=True)),
-                )
+                points = list(zip(curve.sizes[:-1], curve.losses[:-1], strict=True))
+                yield layers[what], kind, curve.sizes[-1], points
+            layers[what] += 1

@@ -51,8 +51,7 @@ def within(
 
 def _units(losses: Losses) -> Iterator[list[tuple[int, float]]]:
     """For each unit of the stem, the groups that may stay, the fewest first, and what that loses."""
-    for curves in losses:
-        curve = curves["stem"]
+    for curve in (curves["stem"] for curves in losses if "stem" in curves):
         yield [(left, curve.at(left)) for left in steps(curve.sizes[-1], GROUPS_STEP)]
 
 

@@ -8,13 +8,14 @@ import pytest
 
 from tests.support.small_families import CLS, DEIT, HYBRID
 from tests.support.small_models import SMALL, UNEVEN, random_params, smooth_images
-from trainer.compress import losses, scores, search, streams
+from trainer.compress import losses, scores, search, streams, width
 from trainer.compress.losses import Curve, Losses
 from trainer.compress.padding import padded_model
 from trainer.compress.plan import Plan, identity
 from trainer.compress.repair import Repair, cut
 from trainer.compress.search import Judge, Teacher
 from trainer.description import ViT
+from trainer.models.build import Params
 
 
 def test_a_curve_is_exact_where_it_was_measured_and_geometric_between() -> None:
@@ -48,28 +49,50 @@ def _setting(model: ViT) -> tuple[Teacher, Judge, Losses]:
 def test_every_branch_has_curves_that_fall_to_nothing(model: ViT) -> None:
     _, _, table = _setting(model)
     units = model.stem.num_units if model.stem else 0
-    assert len(table) == len(model.blocks) + units
-    assert all(curves.keys() == {"stem"} for curves in table[len(model.blocks) :])
+    behind = [list(curves) for curves in table[len(model.blocks) :]]
+    assert behind == [["stem"]] * units + [["width"]]
     for block, curves in zip(model.blocks, table):
         kinds = {"heads", "query_key", "value"} if block.num_heads else set()
-        assert curves.keys() == kinds | ({"mlp"} if block.mlp_dim else set())
+        kinds |= {"mlp"} if block.mlp_dim else set()
+        assert curves.keys() == kinds | ({"block"} if block.num_heads and block.mlp_dim else set())
         for curve in curves.values():
             assert list(curve.losses) == sorted(curve.losses, reverse=True)
             assert curve.losses[-1] == 0
 
 
 def test_the_loss_without_an_mlp_is_that_of_a_model_without_it() -> None:
-    teacher, judge, table = _setting(SMALL)
-    params = dict(teacher.params)
-    block = {name: value for name, value in params["blocks"]["1"].items() if name not in ("norm2", "mlp")}
-    params["blocks"] = {**params["blocks"], "1": block}
+    teacher, _, table = _setting(SMALL)
+    block = {
+        name: value for name, value in teacher.params["blocks"]["1"].items() if name not in ("norm2", "mlp")
+    }
+    params = {**teacher.params, "blocks": {**teacher.params["blocks"], "1": block}}
     first, second = SMALL.blocks
     shape = dataclasses.replace(SMALL, blocks=(first, dataclasses.replace(second, mlp_dim=0)))
+    assert table[1]["mlp"].losses[0] == pytest.approx(_loss(shape, params), rel=1e-3)
+
+
+def _loss(model: ViT, params: Params) -> float:
+    teacher, judge, _ = _setting(SMALL)
     told = [
-        streams.logits(model, weights, judge.held_out, 32)
-        for model, weights in ((SMALL, teacher.params), (shape, params))
+        streams.logits(SMALL, teacher.params, judge.held_out, 32),
+        streams.logits(model, params, judge.held_out, 32),
     ]
-    assert table[1]["mlp"].losses[0] == pytest.approx(losses.divergence(*told), rel=1e-3)
+    return losses.divergence(*told)
+
+
+def test_the_loss_without_a_block_is_that_of_a_model_without_it() -> None:
+    teacher, _, table = _setting(SMALL)
+    shape = dataclasses.replace(SMALL, blocks=SMALL.blocks[:1])
+    params = {**teacher.params, "blocks": {"0": teacher.params["blocks"]["0"]}}
+    assert table[1]["block"].losses[0] == pytest.approx(_loss(shape, params), rel=1e-3)
+
+
+def test_the_loss_of_a_width_is_that_of_a_narrower_model() -> None:
+    teacher, judge, table = _setting(SMALL)
+    curve = table[-1]["width"]
+    assert curve.sizes == (4, 8, 12, 16)
+    narrower = width.narrow(SMALL, teacher.params, width.projection(judge.directions, 8))
+    assert curve.losses[1] == pytest.approx(_loss(*narrower), rel=1e-3)
 
 
 @pytest.mark.parametrize("model", [SMALL, UNEVEN, DEIT], ids=["gap", "uneven", "deit"])

@@ -14,7 +14,9 @@ LOSSES = [
         "value": Curve((4, 8), (0.0, 0.0)),
         "mlp": Curve((0, 8, 16), (1.0, 0.0625, 0.0)),
     },
-    {"mlp": Curve((0, 8, 16), (2.0, 0.03125, 0.0))},
+    {"mlp": Curve((0, 8, 16), (2.0, 0.03125, 0.0)), "block": Curve((0, 1), (2.5, 0.0))},
+    {"stem": Curve((8, 32), (0.5, 0.0))},
+    {"width": Curve((4, 8, 16), (0.75, 0.25, 0.0))},
 ]
 
 
@@ -24,14 +26,15 @@ def test_losses_survive_json() -> None:
 
 def test_every_measured_cut_is_told_and_the_whole_is_not() -> None:
     told = Sensitivity(LOSSES).to_json()
-    assert len(told) == 8
+    assert len(told) == 12
+    assert {(one["layer"], one["kind"]) for one in told[8:]} == {(1, "block"), (0, "stem"), (0, "width")}
     assert {"layer": 1, "kind": "mlp", "kept": 8, "of": 16, "divergence": 0.03125} in told
     assert all(one["kept"] < one["of"] for one in told)
 
 
 def test_the_table_has_a_row_for_every_part_of_every_layer() -> None:
     rows = Sensitivity(LOSSES).markdown().splitlines()[2:]
-    assert len(rows) == 5
+    assert len(rows) == 8
     assert rows[0] == "| 0 | heads | 1 of 2: 0.25, 0 of 2: 0.5 |"
 
 
