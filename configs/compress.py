@@ -43,7 +43,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             "batch": 1,
             "threads": 0,
             "precision": "fp32",
-            "timing_seconds": 20.0,
+            "timing_seconds": 30.0,
             "profile": "",
         }
     )

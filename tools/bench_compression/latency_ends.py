@@ -10,7 +10,7 @@ from absl import flags
 from serving import command
 from trainer.precisions import PRECISIONS
 
-_SECONDS = 20.0  # of timing
+_SECONDS = 30.0  # of timing
 
 
 def main(argv: list[str]) -> dict[str, object]:

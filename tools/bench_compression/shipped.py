@@ -17,7 +17,7 @@ from serving.command import UserError, progress
 from serving.runtime.select import open_runtime
 from serving.timing.turns import time_in_turns
 
-_SECONDS = 20.0  # of timing, as long as a compression takes for its own
+_SECONDS = 30.0  # of timing, as long as a compression takes for its own
 _AT_ONCE = 100  # images at a time for accuracy
 
 
