@@ -98,6 +98,7 @@ def save_digits(
     model: ViT = SMALL,
     params: Params | None = None,
     labels: tuple[str, ...] = DIGITS,
+    spec: PreprocessSpec = DIGITS_SPEC,
     **changed: str,
 ) -> Params:
     """Writes a checkpoint for the embedded digits, of random weights unless given, and returns its parameters.
@@ -116,5 +117,5 @@ def save_digits(
         "calibration_hash": "",
         **changed,
     }
-    checkpoint.save_model(workdir, checkpoint.Card(model, DIGITS_SPEC, labels, meta), params)
+    checkpoint.save_model(workdir, checkpoint.Card(model, spec, labels, meta), params)
     return params

@@ -33,7 +33,7 @@ def main(argv: list[str]) -> dict[str, object]:
     least = dataclasses.replace(teacher, blocks=(Block(1, 8, 8, 8),))
     names = ("batch", "threads", "precision")
     setting = latency.Setting(**{name: values[name].value for name in names})
-    whole, small = latency.timer(setting, _SECONDS)([teacher, least])
+    whole, small = latency.one_by_one(latency.timer(setting, _SECONDS))([teacher, least])
     return {"teacher_ms": whole.p50_ms, "least_ms": small.p50_ms}
 
 

@@ -3,6 +3,7 @@
 python -m trainer.compress --checkpoint=PATH --config=configs/compress.py --workdir=DIR [--config.budget.latency_p50_ms=5]
 python -m trainer.compress --checkpoint=PATH --config=configs/compress.py --workdir=DIR --config.until=cut    no training step
 python -m trainer.compress --model=NAME --weights=PATH --config=configs/compress.py --workdir=DIR    published weights
+python -m trainer.compress --weights=REPO/NAME/VERSION --config=configs/compress.py --workdir=DIR    a bundle
 
 Run again, it goes on where it stopped.
 """
@@ -12,7 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from serving import command
-from trainer.weights import asked
+from trainer.compress import origin
 from trainer.workdir import hold_new
 
 
@@ -30,13 +31,7 @@ def main(argv: list[str]) -> dict[str, object]:
         "Recipe: FILE.py or FILE.py:argument; --config.key=value changes one value.",
         flag_values=values,
     )
-    flags.DEFINE_string(
-        "checkpoint", None, "The teacher: a training workdir or one of its checkpoints.", flag_values=values
-    )
-    flags.DEFINE_string(
-        "weights", None, "The teacher: npz or safetensors, PATH or URL; with --model.", flag_values=values
-    )
-    asked.define_identity(values)
+    origin.define(values)
     flags.DEFINE_string(
         "workdir", None, "Folder for the models, the bundle and the report.", flag_values=values
     )
@@ -46,29 +41,19 @@ def main(argv: list[str]) -> dict[str, object]:
         required=["config", "workdir"],
         more_help=lambda: config.keys_help(config.Compression, recipe),
     )
-    given = {
-        name: values[name].value for name in ("checkpoint", "weights", "model", "sha256", "allow", "workdir")
-    }
-    imported = bool(given["weights"] and given["model"])
-    one = imported != bool(given["checkpoint"]) and bool(given["weights"]) == bool(given["model"])
-    command.require_usage(
-        extra,
-        bool(recipe and given["workdir"]) and one,
-        "--config, --workdir and either --checkpoint or --model with --weights are needed",
-    )
+    teacher, folder = origin.of(values), values["workdir"].value
+    needed = f"--config, --workdir and {origin.NEEDED} are needed"
+    command.require_usage(extra, bool(recipe and folder and teacher), needed)
+    assert teacher is not None  # required above
     settings = config.compression(str(recipe), overrides)
-    workdir = Path(given["workdir"])
+    workdir = Path(folder)
     command.require_folder(workdir, "--workdir")
 
     # Imported late: a bad configuration is refused at once, and --help answers without starting JAX.
     from trainer.compress.job import compress
-    from trainer.compress.subject import Origin
 
-    origin = Origin(
-        given["weights"] or given["checkpoint"], given["model"], given["sha256"], tuple(given["allow"])
-    )
     with hold_new(workdir, "compressing"):
-        return compress(settings, origin, workdir)
+        return compress(settings, teacher, workdir)
 
 
 if __name__ == "__main__":

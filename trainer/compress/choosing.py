@@ -65,7 +65,8 @@ def check(given: Given) -> Goal | None:
     config, teacher = given.config, given.teacher.model
     cost, budget = limit_of(given)
     if budget:
-        search.check_budget(teacher, cost, budget, given.rounding)
+        name = next(f"budget.{name}" for name, one in COSTS.items() if one is cost)
+        search.check_budget(teacher, cost, budget, given.rounding, name)
     target.asked(config.shape, teacher)
     merging.stated(teacher, config.shape.merge)
     if config.budget.min_top1 and config.budget.min_top1 > teacher_top1(given):

@@ -1,8 +1,7 @@
 """Until what is measured meets what was asked: block times do not quite add up, so each measurement corrects the next search.
 
 A line `measured = a + b·predicted` goes through what was measured so far; the search is asked again for what the line says will
-meet the budget (notes of Puzzletron's authors: a 5 s target gave 5.4 s, for want of this). The line is through multiples of the
-machine's pace at each moment: what it lends to others in between would tilt it.
+meet the budget (notes of Puzzletron's authors: a 5 s target gave 5.4 s, for want of this).
 """
 
 import dataclasses
@@ -18,14 +17,10 @@ _AIM = 0.985  # of what was asked: the middle of what is near enough
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """One end-to-end measurement, in the budget's unit, and the spread of its rounds as a fraction of it.
-
-    `pace` is what a fixed piece of work took in the same turns; 1 of what is not time.
-    """
+    """One end-to-end measurement, in the budget's unit, and the spread of its rounds as a fraction of it."""
 
     value: float
     spread: float
-    pace: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +78,6 @@ def meet(
     search: Callable[[float], Found],
     total: Callable[[Found], float],
     measure: Callable[[Found], Measured],
-    pace: float = 1.0,
 ) -> list[Attempt[Found]]:
     """Searches, measures and corrects until one is near enough; all attempts, the best last.
 
@@ -93,18 +87,15 @@ def meet(
       search: the best model whose sum is at most so much.
       total: the sum of what was found.
       measure: its end-to-end measurement.
-      pace: at which `known` was measured.
     """
-    known = [(cost, value / pace) for cost, value in known]
     points, attempts = list(known), list[Attempt[Found]]()
     most, least = max(points)[0], min(points)[0]
     for _ in range(target.rounds):
-        line = through(points, target.asked / pace)
-        found = search(float(np.clip(line.sum_for(_AIM * target.asked / pace), least, most)))
-        attempt = Attempt(found, line.at(total(found)) * pace, measure(found))
+        line = through(points, target.asked)
+        found = search(float(np.clip(line.sum_for(_AIM * target.asked), least, most)))
+        attempt = Attempt(found, line.at(total(found)), measure(found))
         attempts.append(attempt)
-        pace = attempt.measured.pace
-        points.append((total(found), attempt.measured.value / pace))
+        points.append((total(found), attempt.measured.value))
         if 1 - target.near <= attempt.measured.value / target.asked <= 1:
             break
     return sorted(attempts, key=lambda one: _merit(one.measured.value / target.asked))

@@ -15,10 +15,11 @@ from trainer.checkpoint import Loaded
 from trainer.compress import subject, validation
 from trainer.compress.allocate import Rounding
 from trainer.compress.moments import Array
+from trainer.compress.origin import Origin
 from trainer.compress.pairs import Pair
 from trainer.compress.repair import Repair
 from trainer.compress.search import Teacher
-from trainer.compress.subject import Origin
+from trainer.compress.stages import clear
 from trainer.config import Compression
 from trainer.data.datasets import open_dataset
 from trainer.data.source import Dataset
@@ -97,17 +98,18 @@ def _require_no_training(config: Compression) -> None:
 
 def with_teacher_in(given: Given, folder: Path) -> Given:
     """The same with published weights as a checkpoint in `folder`, which training and later runs begin with."""
-    if not given.origin.model or given.pair:  # of which nothing is trained
+    if not given.origin.weights or given.pair:  # of which nothing is trained
         return given
-    if not checkpoint.steps(folder):
-        loaded = given.loaded
+    digest, loaded = checkpoint.weights_hash(given.loaded.params), given.loaded
+    if not checkpoint.steps(folder) or checkpoint.load_card(folder).meta["weights_hash"] != digest:
+        clear(folder)  # of a compression that was refused
         meta = {"stage": "imported", "fingerprint": given.data.fingerprint, "dataset": given.data.name}
         checkpoint.save_model(
             folder, checkpoint.Card(loaded.description, loaded.preprocess, loaded.labels, meta), loaded.params
         )
     # From here on the teacher is that checkpoint, whose hash is of its parameters and not of the file that they came in.
-    meta = {**given.loaded.meta, "weights_hash": checkpoint.weights_hash(given.loaded.params)}
-    return dataclasses.replace(given, first=folder, loaded=dataclasses.replace(given.loaded, meta=meta))
+    meta = {**loaded.meta, "weights_hash": digest}
+    return dataclasses.replace(given, first=folder, loaded=dataclasses.replace(loaded, meta=meta))
 
 
 def cutting(given: Given, path: Path, config: Compression) -> Given:

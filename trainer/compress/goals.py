@@ -11,7 +11,7 @@ from serving.timing.turns import Timing
 from trainer.compress import allocate, latency, profiles
 from trainer.compress.allocate import Rounding
 from trainer.compress.correction import Attempt, Measured, Target, meet, through
-from trainer.compress.latency import Setting, graph_bytes
+from trainer.compress.latency import Setting, Timer, graph_bytes
 from trainer.compress.latency_table import CostTable, grid
 from trainer.compress.search import Candidate
 from trainer.compress.size import file_mib
@@ -38,7 +38,6 @@ class Goal:
     measure: Callable[[ViT], Measured]
     known: Sequence[tuple[float, float]]  # (cost, measured) of the least cut and of the teacher
     where: str
-    pace: float = 1.0  # of the machine when `known` was measured
     recorded: bool = False  # `measure` reads a profile of another machine
 
     def spend(self, model: ViT) -> int:
@@ -89,24 +88,21 @@ def _latency(budget: Budget, ends: list[ViT], rounding: Rounding) -> Goal:
     asked = getattr(budget, name)
     setting = setting_of(budget)
     under = f"batch {setting.batch}, {setting.threads} threads, {setting.precision}"
-    here, fresh = this_machine(), latency.timer(setting, budget.timing_seconds)
-    table = profiles.kept(fresh, here, setting, profiles.cache_path(here, setting))
-    cost = CostTable(grid(ends[-1], rounding), table)
+    here, in_turns = this_machine(), latency.timer(setting, budget.timing_seconds)
+    alone = latency.one_by_one(in_turns)
+
+    def kept(timer: Timer, how: str) -> Timer:
+        return profiles.kept(timer, here, setting, profiles.cache_path(here, setting, how))
 
     def value(timing: Timing) -> Measured:
         return Measured(timing.p50_ms if name == "latency_p50_ms" else timing.p99_ms, timing.spread)
 
-    timings = fresh(ends)
+    cost = CostTable(grid(ends[-1], rounding), kept(in_turns, "in turns"))
+    timings = kept(alone, "alone")(ends)
     known = [(cost(model), value(timing).value) for model, timing in zip(ends, timings, strict=True)]
-
-    def measure(model: ViT) -> Measured:
-        timing, teacher = fresh([model, ends[-1]])
-        return dataclasses.replace(value(timing), pace=teacher.p50_ms)
-
     target = Target(asked, _NEAR, _ROUNDS)
     where = f"{here['cpu']}, {here['runtime']}, {under}"
-    pace = timings[-1].p50_ms
-    return Goal(name, "ms", asked, target, _ENOUGH, cost, measure, known, where, pace)
+    return Goal(name, "ms", asked, target, _ENOUGH, cost, lambda model: value(*alone([model])), known, where)
 
 
 def _recorded(budget: Budget, name: str, teacher: ViT, rounding: Rounding) -> Goal:
@@ -205,7 +201,6 @@ def reach(
         within,
         lambda found: goal.cost(shape(found)),
         lambda found: goal.measure(shape(found)),
-        goal.pace,
     )
     best = attempts[-1]
     reached = best.measured.value / goal.asked

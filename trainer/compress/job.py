@@ -26,13 +26,13 @@ from trainer.compress.cutting import carry_out
 from trainer.compress.distilling import distil
 from trainer.compress.given import Given, open_given, with_teacher_in
 from trainer.compress.goals import Goal
+from trainer.compress.origin import Origin
 from trainer.compress.report.record import Record
 from trainer.compress.search import Candidate
 from trainer.compress.sensitivity import Sensitivity
 from trainer.compress.shipping import Limit
 from trainer.compress.stages import Result, Stages
 from trainer.compress.stopping import stoppable
-from trainer.compress.subject import Origin
 from trainer.config import Compression
 from trainer.export.fastest import why_shipped
 

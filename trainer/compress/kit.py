@@ -22,12 +22,13 @@ from serving import command
 from serving.command import UserError
 from serving.timing.profile import KIT_FILE, KIT_FORMAT
 from trainer import checkpoint, description
-from trainer.compress import goals, latency, profiles
+from trainer.compress import goals, latency, origin, profiles
 from trainer.compress.allocate import Rounding
 from trainer.compress.latency import Setting
 from trainer.compress.pairs import Pair
 from trainer.config import Compression
 from trainer.description import TwoTowers, ViT
+from trainer.weights import asked
 
 _WEIGHTS = "weights.bin"
 _DEVIATION = 0.02  # of drawn weights: no overflow, and nothing so small that arithmetic would slow down
@@ -43,20 +44,24 @@ def main(argv: list[str]) -> dict[str, object]:
     flags.DEFINE_string(
         "config", None, "Recipe of the compression: FILE.py or FILE.py:argument.", flag_values=values
     )
-    flags.DEFINE_string(
-        "checkpoint", None, "The teacher: a training workdir or one of its checkpoints.", flag_values=values
-    )
+    origin.define(values)
     flags.DEFINE_string("out", None, "New folder for the kit.", flag_values=values)
     extra = command.parse_flags(
         values,
         rest,
-        required=["config", "checkpoint", "out"],
+        required=["config", "out"],
         more_help=lambda: config.keys_help(config.Compression, recipe),
     )
-    path, out = values["checkpoint"].value, values["out"].value
-    command.require_usage(extra, bool(recipe and path and out), "--config, --checkpoint and --out are needed")
+    of, out = origin.of(values), values["out"].value
+    command.require_usage(
+        extra, bool(recipe and of and out), f"--config, --out and {origin.NEEDED} are needed"
+    )
+    assert of is not None  # required above
     settings = config.compression(str(recipe), overrides)
-    model = checkpoint.load_card(Path(path)).description
+    if of.weights:
+        model = asked.load(of.path, of.model, sha256=of.sha256, allow=of.allow).description
+    else:
+        model = checkpoint.load_card(Path(of.path)).description
     tower = Pair.tower_of(model) if isinstance(model, TwoTowers) else model
     teacher = description.require_vit(tower, "compression")
     return write(teacher, settings, Path(out))

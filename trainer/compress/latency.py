@@ -9,15 +9,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from serving.command import progress
 from serving.timing.turns import Timing, drawn_images, time_models
-from trainer.description import ViT, macs
+from trainer.description import ViT
 from trainer.export.int8.write import in_precision
 from trainer.export.onnx_writer import write_onnx
 from trainer.export.signature import IMAGES
 from trainer.models.build import Params, flatten, param_shapes, unflatten
-
-_AT_ONCE = 16  # models in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,45 +30,26 @@ Timer = Callable[[Sequence[ViT]], list[Timing]]
 
 
 def timer(setting: Setting, seconds: float) -> Timer:
-    """Times models on this machine under `setting`, every few of them for `seconds`.
-
-    All are told at the pace that the machine had for the first of them: the largest model is timed among every few, and what it
-    takes more or less there is taken off the others.
-    """
+    """Times models on this machine under `setting`, in turns, all of them together for `seconds`."""
 
     def timed(models: Sequence[ViT]) -> list[Timing]:
-        found, largest, pace_ms = list[Timing](), max(models, key=macs), 0.0
-        with progress(len(models), "timing") as bar:
-            if len(models) <= _AT_ONCE:
-                return _timed(models, setting, seconds)
-            for start in range(0, len(models), _AT_ONCE):
-                some = models[start : start + _AT_ONCE]
-                *timings, reference = _timed([*some, largest], setting, seconds)
-                pace_ms = pace_ms or reference.p50_ms
-                found += [_slowed(one, pace_ms / reference.p50_ms) for one in timings]
-                bar.advance(len(some))
-        return found
+        files = [graph_bytes(model, setting.precision) for model in models]
+        inputs = [{IMAGES: _images(model, setting.batch)} for model in models]
+        return time_models(files, inputs, setting.threads, seconds)
 
     return timed
 
 
-def _slowed(timing: Timing, factor: float) -> Timing:
-    """The timing of a machine that is `factor` times slower."""
-    times = (timing.p50_ms, timing.p99_ms, timing.median_ms)
-    p50_ms, p99_ms, median_ms = (value * factor for value in times)
-    return Timing(p50_ms, p99_ms, timing.spread, median_ms)
+def one_by_one(timer: Timer) -> Timer:
+    """`timer` for each model alone, as a server runs it: between others it takes a few percent more."""
+    return lambda models: [timer([model])[0] for model in models]
 
 
-def _timed(models: Sequence[ViT], setting: Setting, seconds: float) -> list[Timing]:
-    files = [graph_bytes(model, setting.precision) for model in models]
-    inputs = [{IMAGES: _images(model, setting.batch)} for model in models]
-    return time_models(files, inputs, setting.threads, seconds)
-
-
-def time_files(files: Sequence[bytes], model: ViT, setting: Setting, seconds: float) -> list[Timing]:
-    """The times of exported files, each in its own precision, under `setting`; their models take `model`'s images."""
+def time_file(content: bytes, model: ViT, setting: Setting, seconds: float) -> Timing:
+    """The time of an exported file, in its own precision, alone, under `setting`; it takes `model`'s images."""
     inputs = {IMAGES: _images(model, setting.batch)}
-    return time_models(files, [inputs] * len(files), setting.threads, seconds)
+    (timing,) = time_models([content], [inputs], setting.threads, seconds)
+    return timing
 
 
 def graph_bytes(model: ViT, precision: str) -> bytes:

@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from serving.command import UserError
+from serving.command import UserError, progress
 from serving.timing.profile import FORMAT, Machine, write
 from serving.timing.turns import Timing
 from trainer import description
 from trainer.compress.latency import Setting, Timer
 from trainer.description import ViT
+
+_AT_ONCE = 16  # models in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +43,13 @@ class Device:
                 f"budget.profile={path} is no file; python -m serving.timing writes one on the device"
             )
         machine, timings = read(path, setting)
-        said = json.loads(path.read_text()).get("teacher")
-        if not isinstance(said, str):
+        try:
+            said = json.loads(json.loads(path.read_text())["teacher"])
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path} does not say of which teacher it is; give what python -m serving.timing wrote"
-            )
-        teacher = description.require_vit(description.from_json(json.loads(said)), "compression")
+            ) from error
+        teacher = description.require_vit(description.from_json(said), "compression")
         return Device(path, machine, teacher, timings)
 
     def timer(self, models: Sequence[ViT]) -> list[Timing]:
@@ -64,22 +67,24 @@ class Device:
             ) from error
 
 
-def cache_path(machine: Machine, setting: Setting) -> Path:
-    """Where timings of `machine` under `setting` are kept: in XDG_CACHE_HOME, or ~/.cache."""
-    text = json.dumps([FORMAT, machine, dataclasses.asdict(setting)], sort_keys=True)
+def cache_path(machine: Machine, setting: Setting, how: str) -> Path:
+    """Where timings of `machine` under `setting`, made in the way `how`, are kept: in XDG_CACHE_HOME, or ~/.cache."""
+    text = json.dumps([FORMAT, machine, dataclasses.asdict(setting), how], sort_keys=True)
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return root / "vitforge" / "latency" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
 
 def kept(timer: Timer, machine: Machine, setting: Setting, path: Path) -> Timer:
-    """`timer`, asked only for what `path` does not hold yet; `path` holds all of it afterwards."""
+    """`timer`, asked only for what `path` does not hold yet, few models at a time; `path` holds all that were timed."""
 
     def timed(models: Sequence[ViT]) -> list[Timing]:
         known = read(path, setting)[1] if path.is_file() else {}
         missing = [model for model in dict.fromkeys(models) if name_of(model) not in known]
-        if missing:
-            known |= dict(zip(map(name_of, missing), timer(missing), strict=True))
-            write(path, machine, dataclasses.asdict(setting), known)
+        with progress(len(missing), "timing") as bar:
+            for some in (missing[start : start + _AT_ONCE] for start in range(0, len(missing), _AT_ONCE)):
+                known |= dict(zip(map(name_of, some), timer(some), strict=True))
+                write(path, machine, dataclasses.asdict(setting), known)
+                bar.advance(len(some))
         return [known[name_of(model)] for model in models]
 
     return timed
@@ -94,10 +99,10 @@ def read(path: Path, setting: Setting) -> tuple[Machine, dict[str, Timing]]:
     try:
         values: Any = json.loads(path.read_text())
         found, has = values["format"], Setting(**values["setting"])
-        timings = {name: Timing(*taken) for name, taken in values["timings"].items()}
+        timings = {name: Timing(*map(float, taken)) for name, taken in values["timings"].items()}
         machine = {name: str(values["machine"][name]) for name in ("cpu", "features", "int8", "runtime")}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} is no latency profile; write it anew") from error
+        raise UserError(f"{path} is no latency profile; remove it, or write it anew") from error
     if found != FORMAT:
         raise UserError(f"profile {path} is of format {found!r}, not {FORMAT!r}; write it anew")
     if has != setting:

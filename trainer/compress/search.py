@@ -145,7 +145,7 @@ def to_budget(
         descend(len(widths), first, lambda at: attempt(widths[at]), bar.advance)
     if not found:
         raise UserError(
-            f"budget {budget:,} cannot be met with whole blocks of this teacher; raise it a little"
+            f"nothing within budget {budget:,} keeps a block of this teacher that is worth its cost; give more"
         )
     return sorted(found.values(), key=lambda candidate: candidate.divergence)
 
@@ -190,12 +190,12 @@ def uniform(
     return [Candidate("uniform", plan, cost(plan.shape_of(teacher.model)), judge(plan))]
 
 
-def check_budget(teacher: ViT, cost: Cost, budget: int, rounding: Rounding) -> None:
-    """Refuses a budget that no cut can meet, or that needs no cut."""
+def check_budget(teacher: ViT, cost: Cost, budget: int, rounding: Rounding, name: str = "budget") -> None:
+    """Refuses a budget, called `name`, that no cut can meet, or that needs no cut."""
     least, most = min(map(cost, allocate.smallest(teacher, rounding))), cost(teacher)
     if budget > most:
-        raise UserError(f"budget {budget:,} is above the teacher's {most:,}; nothing would be cut: give less")
+        raise UserError(f"{name} {budget:,} is above the teacher's {most:,}; nothing would be cut: give less")
     if budget < least:
         raise UserError(
-            f"budget {budget:,} is below the {least:,} that one block needs; give at least that, or a smaller teacher"
+            f"{name} {budget:,} is below the {least:,} that one block needs; give at least that, or a smaller teacher"
         )

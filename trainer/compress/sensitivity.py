@@ -35,14 +35,6 @@ class Sensitivity:
             for kept, loss in points
         ]
 
-    def markdown(self) -> str:
-        """A table of one part of one layer in a row, and what keeping how much of it loses."""
-        rows = ["| layer | part | kept: KL to the teacher, nats |", "| --- | --- | --- |"]
-        for layer, kind, whole, points in self._curves():
-            cuts = ", ".join(f"{kept} of {whole}: {loss:.2g}" for kept, loss in reversed(points))
-            rows.append(f"| {layer} | {kind} | {cuts} |")
-        return "\n".join(rows) + "\n"
-
     def plot(self, path: Path) -> None:
         """Draws KL against the fraction kept as PNG: a panel for each kind, a line for each layer."""
         import matplotlib

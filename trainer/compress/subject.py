@@ -1,4 +1,4 @@
-"""The teacher that is cut: a checkpoint of ours, or published weights by their model's name."""
+"""The teacher that is cut, read from where it comes: a checkpoint, a bundle, or published weights by their model's name."""
 
 import dataclasses
 from pathlib import Path
@@ -6,21 +6,12 @@ from pathlib import Path
 from serving.command import UserError
 from trainer import checkpoint
 from trainer.checkpoint import Loaded
+from trainer.compress.origin import Origin
 from trainer.compress.pairs import Pair
 from trainer.data.source import Dataset
 from trainer.description import TwoTowers, require_vit
 from trainer.evaluation import check_classes
 from trainer.weights import asked
-
-
-@dataclasses.dataclass(frozen=True)
-class Origin:
-    """Where the teacher is: the folder of a checkpoint, or the path or URL of weights of the named `model`."""
-
-    path: str
-    model: str = ""  # empty: a checkpoint, which says itself what it is
-    sha256: str = ""
-    allow: tuple[str, ...] = ()
 
 
 def load(origin: Origin, data: Dataset) -> tuple[Loaded, Pair | None]:
@@ -29,7 +20,7 @@ def load(origin: Origin, data: Dataset) -> tuple[Loaded, Pair | None]:
     Raises:
       UserError: when it cannot be read, is no ViT with a head, or has other classes or channels than `data`.
     """
-    loaded = _imported(origin, data) if origin.model else checkpoint.load(Path(origin.path))
+    loaded = _imported(origin, data) if origin.weights else checkpoint.load(Path(origin.path))
     pair = None
     if isinstance(loaded.description, TwoTowers):
         pair = Pair(loaded.description, loaded.params)

@@ -9,8 +9,6 @@ def text(facts: Facts, plots: Sequence[str]) -> str:
     """The page; `plots` are the names of PNG files beside it."""
     parts = ["# Compression", verdict(facts), facts["why"]]
     parts += [_table(table) for table in tables(facts)]
-    if facts["sensitivity_text"]:
-        parts += ["## Sensitivity", facts["sensitivity_text"]]
     parts += ["\n".join(f"![{name}]({name}.png)" for name in plots), *notes(facts)]
     return "\n\n".join(parts) + "\n"
 

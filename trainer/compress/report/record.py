@@ -1,16 +1,16 @@
 """The facts of one compression, as one JSON object: all that the report says is in it, and nothing is computed elsewhere."""
 
 import dataclasses
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from trainer import description
-from trainer.compress import choosing
+from trainer.compress import choosing, target
 from trainer.compress.cells import groups
 from trainer.compress.choosing import COSTS, Choice
 from trainer.compress.given import Given
 from trainer.compress.plan import Plan
 from trainer.compress.search import Candidate
+from trainer.compress.sensitivity import Sensitivity
 from trainer.compress.shipping import Limit
 from trainer.compress.size import file_mib
 from trainer.compress.validation import Accuracy
@@ -18,14 +18,6 @@ from trainer.config.compression import LIMITS
 from trainer.description import ViT
 
 Facts = dict[str, Any]
-
-
-class Sensitivity(Protocol):
-    """What each kind of unit in each layer loses by how much of it is kept."""
-
-    def to_json(self) -> Any: ...
-    def markdown(self) -> str: ...
-    def plot(self, path: Path) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +50,7 @@ class Record:
             "within_budget": all(limit.met for limit in self.limits) if self.limits else None,
             "limits": [limit.to_json() for limit in self.limits],
             "sizes": self._sizes(),
+            "shape": self._shape(),
             "latency": {name: self.shipped.get(name) for name in ("latency", "teacher_latency", "device")},
             "shipped": {
                 name: self.shipped[name] for name in ("bundle", "precision", "why") if name in self.shipped
@@ -73,7 +66,6 @@ class Record:
             "stem": _stem(self.chosen.plan, self.cut_from.teacher.model),
             "budget_search": self.choice.met,
             "sensitivity": None if self.sensitivity is None else self.sensitivity.to_json(),
-            "sensitivity_text": "" if self.sensitivity is None else self.sensitivity.markdown(),
             "remarks": self.remarks,
         }
 
@@ -117,6 +109,15 @@ class Record:
             )
         return rows
 
+    def _shape(self) -> Facts:
+        """Every size that was stated, where any was: the teacher's, as asked and as it came out."""
+        teacher, shape = self.given.teacher.model, self.given.config.shape
+        return target.report(teacher, target.asked(shape, teacher), self._model) if self._stated else {}
+
+    @property
+    def _stated(self) -> bool:
+        return any(dataclasses.astuple(self.given.config.shape))
+
     def _accuracy(self) -> list[Facts]:
         count = len(self.given.data.validation)
         return [{"stage": stage, **Accuracy.of(top1, count).to_json()} for stage, top1 in self.top1.items()]
@@ -150,6 +151,8 @@ class Record:
         """Why a plan was not taken; empty for the one that was."""
         if plan == self.chosen.plan:
             return ""
+        if self._stated:
+            return "one layer alone removed, to tell which are missed least"
         teacher, best = self.cut_from.teacher.model, self.chosen.divergence
         cost, most = choosing.limit_of(self.cut_from)
         spent = cost(plan.shape_of(teacher))
@@ -178,6 +181,8 @@ class Record:
             why = f"{sum(row['steps'] for row in rounds)} steps of distillation brought it nearest to the teacher"
             place = self.halving[0]["before"] + 1
             return f"“{one.made_by}” was chosen: {why}; before them it was number {place} of {len(self.halving)}."
+        if self._stated:
+            return f"Its sizes were stated (KL {one.divergence:.4g} nats on held-out images)."
         why = f"of the plans within the budget it is nearest to the teacher (KL {one.divergence:.4g} nats on held-out images)"
         return f"“{one.made_by}” was chosen: {why}; {others} others were cut, repaired and judged."
 

@@ -19,7 +19,19 @@ class Table:
 
 def tables(facts: Facts) -> list[Table]:
     """All tables that have rows."""
-    made = (_sizes, _latency, _accuracy, _budget, _bisection, _halving, _rungs, _plan, _candidates)
+    made = (
+        _sizes,
+        _shape,
+        _latency,
+        _accuracy,
+        _budget,
+        _bisection,
+        _halving,
+        _rungs,
+        _plan,
+        _candidates,
+        _sensitivity,
+    )
     return [table for table in (make(facts) for make in made) if table.rows]
 
 
@@ -47,21 +59,33 @@ def _sizes(facts: Facts) -> Table:
     return Table("Asked and actual", ("size", "teacher", "asked", "actual", "of the teacher"), rows)
 
 
+def _shape(facts: Facts) -> Table:
+    rows = [
+        (name, *(_number(sizes[which]) for which in ("teacher", "asked", "actual")))
+        for name, sizes in facts["shape"].items()
+    ]
+    return Table("Stated sizes", ("size", "teacher", "asked", "actual"), rows)
+
+
 def _latency(facts: Facts) -> Table:
     found, rows = facts["latency"], []
     asked = {limit["name"]: limit["asked"] for limit in facts["limits"] if limit["measured"]}
     for label, name in (("teacher, fp32", "teacher_latency"), ("shipped", "latency")):
         one = found[name]
         if one:
-            wanted = asked.get("latency_p50_ms") if name == "latency" else None
+            p50_ms, p99_ms = (
+                asked.get(f"latency_{limit}_ms") if name == "latency" else None for limit in ("p50", "p99")
+            )
             rows.append(
                 (
                     label,
-                    _number(wanted),
+                    _number(p50_ms),
                     f"{one['p50_ms']:.3f}",
                     f"{one['median_ms']:.3f}",
+                    _number(p99_ms),
                     f"{one['p99_ms']:.3f}",
                     f"{one['spread']:.1%}",
+                    str(one["turns"]),
                     f"batch {one['batch']}, {one['threads']} threads, {one['where']}",
                 )
             )
@@ -69,17 +93,19 @@ def _latency(facts: Facts) -> Table:
         limit = next(one for one in facts["limits"] if not one["measured"])
         times = (f"{limit['actual']:.3f}", "")
         p50_ms, p99_ms = times if device["name"] == "latency_p50_ms" else times[::-1]
-        wanted = _number(limit["asked"]) if device["name"] == "latency_p50_ms" else ""
-        rows.append(
-            ("shipped, expected there, not measured", wanted, p50_ms, "", p99_ms, "", device["where"])
-        )
+        asked_ms = (_number(limit["asked"]), "")
+        p50_asked, p99_asked = asked_ms if device["name"] == "latency_p50_ms" else asked_ms[::-1]
+        label = "shipped, expected there, not measured"
+        rows.append((label, p50_asked, p50_ms, "", p99_asked, p99_ms, "", "", device["where"]))
     columns = (
         "model",
         "p50 asked, ms",
         "p50 ms, undisturbed",
         "median of all, ms",
+        "p99 asked, ms",
         "p99 ms",
         "spread",
+        "timed",
         "where",
     )
     return Table("Latency on the serving runtime", columns, rows)
@@ -202,6 +228,15 @@ def _candidates(facts: Facts) -> Table:
     return Table("Candidates: cut, repaired and judged", columns, rows, marked)
 
 
+def _sensitivity(facts: Facts) -> Table:
+    curves: dict[tuple[int, str], list[str]] = {}
+    for one in facts["sensitivity"] or []:
+        cut = f"{one['kept']} of {one['of']}: {one['divergence']:.2g}"
+        curves.setdefault((one["layer"], one["kind"]), []).insert(0, cut)
+    rows = [(str(layer), kind.replace("_", " "), ", ".join(cuts)) for (layer, kind), cuts in curves.items()]
+    return Table("Sensitivity", ("layer", "part", "kept: KL to the teacher, nats"), rows)
+
+
 def _kept(pairs: list[list[int]]) -> str:
     return ", ".join("{} of {}".format(*pair) for pair in pairs)
 
@@ -224,10 +259,11 @@ def notes(facts: Facts) -> list[str]:
 
 def verdict(facts: Facts) -> str:
     """What was asked and whether it came out, in one sentence."""
-    found = facts["within_budget"]
-    if found is None:
+    found, precision = facts["within_budget"], facts["shipped"].get("precision")
+    if precision is None:
         return f"Asked: {facts['asked']}. Nothing was shipped: the command ended before the export."
-    precision = facts["shipped"]["precision"]
+    if found is None:
+        return f"Asked: {facts['asked']}. Shipped as {precision}, in the sizes that were asked for."
     if found:
         expected = any(not limit["measured"] for limit in facts["limits"])
         how = "expected on the recorded device and not measured there" if expected else "measured afresh"

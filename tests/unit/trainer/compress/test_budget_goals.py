@@ -83,34 +83,31 @@ def test_searches_are_corrected_until_measured_within_three_percent_and_under(
     assert 0.97 * asked <= _meet(asked, true)[-1] <= asked
 
 
-def test_a_machine_that_slows_down_between_two_searches_misleads_neither() -> None:
-    paces = iter([1.3, 1.3, 0.9, 0.9])
+def test_a_model_timed_alone_has_no_others_beside_it() -> None:
+    asked: list[int] = []
 
-    def measure(limit: float) -> Measured:
-        pace = next(paces)
-        return Measured(pace * limit, 0.0, pace)
+    def timer(models: Sequence[ViT]) -> list[Timing]:
+        asked.append(len(models))
+        return _by_macs(models)
 
-    found = meet(Target(5.0, 0.03, 4), [(1.0, 1.0), (20.0, 20.0)], float, float, measure)
-    assert [attempt.found for attempt in found] == pytest.approx([0.985 * 5, 0.985 * 5 / 1.3])
-    assert found[-1].measured.value == pytest.approx(0.985 * 5)
+    assert latency.one_by_one(timer)(_models(3)) == _by_macs(_models(3))
+    assert asked == [1, 1, 1]
 
 
-def test_a_table_is_told_at_one_pace_though_the_machine_slows_down_while_it_is_measured(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    true_ms = {model: float(place) for place, model in enumerate(_models(40), start=1)}
-    slower = iter([1.0, 1.5, 2.0])
+def test_an_interrupted_table_keeps_what_was_timed(tmp_path: Path) -> None:
+    asked: list[int] = []
 
-    def timed(models: Sequence[ViT], _: Setting, seconds: float) -> list[Timing]:
-        factor = next(slower)
-        times = [factor * true_ms[model] for model in models]
-        return [Timing(time, 2 * time, 0.1, 3 * time) for time in times]
+    def timer(models: Sequence[ViT]) -> list[Timing]:
+        asked.append(len(models))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return _by_macs(models)
 
-    monkeypatch.setattr(latency, "_timed", timed)
-    found = latency.timer(Setting(1, 1, "fp32"), 0.0)(list(true_ms))
-    assert [timing.p50_ms for timing in found] == pytest.approx(list(true_ms.values()))
-    assert [timing.p99_ms for timing in found] == pytest.approx([2 * value for value in true_ms.values()])
-    assert [timing.median_ms for timing in found] == pytest.approx([3 * value for value in true_ms.values()])
+    kept = profiles.kept(timer, MACHINE, SETTING, tmp_path / "cache.json")
+    with pytest.raises(KeyboardInterrupt):
+        kept(_models(40))
+    assert kept(_models(40)) == _by_macs(_models(40))
+    assert asked == [16, 16, 16, 8]
 
 
 def _models(count: int) -> list[ViT]:
@@ -180,7 +177,7 @@ def test_another_cpu_runtime_or_setting_has_another_cache(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     machines = [MACHINE, *({**MACHINE, name: "other"} for name in MACHINE)]
     settings = [SETTING, Setting(2, 1, "fp32"), Setting(1, 2, "fp32"), Setting(1, 1, "int8")]
-    paths = {profiles.cache_path(machine, setting) for machine in machines for setting in settings}
+    paths = {profiles.cache_path(machine, setting, "alone") for machine in machines for setting in settings}
     assert len(paths) == 20
     assert all(path.is_relative_to(tmp_path) for path in paths)
 

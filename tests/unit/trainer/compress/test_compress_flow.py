@@ -4,7 +4,7 @@ import dataclasses
 import json
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,13 @@ import pytest
 
 from serving.bundle import read_bundle
 from serving.command import ExitCode, UserError
-from tests.support.small_models import SMALL, save_digits
+from serving.timing.turns import Timing
+from tests.support.small_families import HYBRID
+from tests.support.small_models import DIGITS_SPEC, SMALL, save_digits
 from trainer import checkpoint, description
-from trainer.compress import search, shipping
+from trainer.compress import latency, search, shipping
 from trainer.compress.__main__ import main
+from trainer.description import Stem
 from trainer.preemption import Preemption
 
 FLOW = (
@@ -280,3 +283,81 @@ def test_an_impossible_budget_is_refused_with_the_nearest_possible(
     with pytest.raises(UserError, match=said):
         _run(teacher, tmp_path / "small", *more)
     assert not (tmp_path / "small").exists()
+
+
+def _by_size(
+    files: Sequence[bytes], inputs: Sequence[object], threads: int, seconds: float = 0.0
+) -> list[Timing]:
+    """A machine that takes a millisecond a call and another for every 10 kB of the file."""
+    times = [1 + len(content) / 1e4 for content in files]
+    return [Timing(taken, 2 * taken, 0.01, taken) for taken in times]
+
+
+def test_a_latency_is_met_by_what_is_shipped_as_it_is_timed_in_the_end(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(latency, "time_models", _by_size)
+    (whole,) = _by_size([latency.graph_bytes(SMALL, "fp32")], [], 1)
+    asked = 1 + 0.7 * (whole.p50_ms - 1)
+    result = _run(
+        teacher,
+        tmp_path / "small",
+        "--config.budget.params=0",
+        f"--config.budget.latency_p50_ms={asked}",
+        "--config.round_mlp=4",
+    )
+    assert 0.9 * asked <= result["shipped"]["latency"]["p50_ms"] <= asked
+    (bundle,) = (tmp_path / "small" / "models").glob("*/*/model.onnx")
+    assert result["shipped"]["latency"]["p50_ms"] == 1 + bundle.stat().st_size / 1e4
+    report = (tmp_path / "small" / "report.md").read_text()
+    assert "How the budget was met" in report
+    assert f"| latency_p50_ms | {asked:g} |" in report
+
+
+@pytest.mark.parametrize("loss", ["hard", "token"])
+def test_a_file_of_so_many_mib_is_trained_as_it_will_be_rounded_and_taught_in_every_way(
+    loss: str, tmp_path: Path
+) -> None:
+    model = dataclasses.replace(SMALL, pooling="cls", distilled=loss == "token")
+    save_digits(tmp_path / "teacher", model)
+    most = 0.75 * len(latency.graph_bytes(model, "int8_weights")) / 2**20
+    result = _run(
+        tmp_path / "teacher",
+        tmp_path / "small",
+        "--config.budget.params=0",
+        f"--config.budget.mib={most}",
+        "--config.budget.precision=int8_weights",
+        f"--config.distil.distill_loss={loss}",
+        "--config.distil.qat_steps=2",
+        "--config.distil.teacher_epochs=1",
+        f"--config.distil.teacher_cache={tmp_path / 'answers'}",
+        "--config.halving.candidates=0",
+    )
+    assert result["shipped"]["precision"] == "int8_weights"
+    assert result["shipped"]["mib"] <= most
+    assert list((tmp_path / "answers").iterdir())
+    said = checkpoint.load_card(tmp_path / "small" / "distil").meta["config_text"]
+    assert f'distill_loss = "{loss}"' in said
+
+
+def test_a_hybrid_is_cut_in_its_stem_too_and_shipped(tmp_path: Path) -> None:
+    model = dataclasses.replace(HYBRID, image_size=(40, 40), channels=1, stem=Stem(32, (1, 1)), patch_size=1)
+    spec = dataclasses.replace(DIGITS_SPEC, height=40, width=40)
+    save_digits(tmp_path / "teacher", model, spec=spec)
+    result = _run(
+        tmp_path / "teacher",
+        tmp_path / "small",
+        "--config.budget.params=0",
+        "--config.budget.macs=0.5",
+        "--config.calibration.examples=128",
+        "--config.calibration.batch=32",
+        "--config.distil.total_steps=2",
+        "--config.halving.candidates=0",
+    )
+    shipped = checkpoint.load_card(tmp_path / "small" / "distil").description
+    assert shipped.stem.groups_by_unit != model.stem.groups_by_unit
+    assert result["shipped"]["macs"] == description.macs(shipped) <= 0.5 * description.macs(model)
+    assert (
+        read_bundle(tmp_path / "small" / "models" / "student" / "1").manifest.provenance.stage == "distilled"
+    )

@@ -27,15 +27,14 @@ def test_losses_survive_json() -> None:
 def test_every_measured_cut_is_told_and_the_whole_is_not() -> None:
     told = Sensitivity(LOSSES).to_json()
     assert len(told) == 12
-    assert {(one["layer"], one["kind"]) for one in told[8:]} == {(1, "block"), (0, "stem"), (0, "width")}
+    assert [(one["layer"], one["kind"]) for one in told[8:]] == [
+        (1, "block"),
+        (0, "stem"),
+        (0, "width"),
+        (0, "width"),
+    ]
     assert {"layer": 1, "kind": "mlp", "kept": 8, "of": 16, "divergence": 0.03125} in told
     assert all(one["kept"] < one["of"] for one in told)
-
-
-def test_the_table_has_a_row_for_every_part_of_every_layer() -> None:
-    rows = Sensitivity(LOSSES).markdown().splitlines()[2:]
-    assert len(rows) == 8
-    assert rows[0] == "| 0 | heads | 1 of 2: 0.25, 0 of 2: 0.5 |"
 
 
 def test_the_plot_is_a_picture_and_a_loss_of_nothing_does_not_break_its_axis(tmp_path: Path) -> None:
