@@ -1,6 +1,6 @@
 """Accuracy of a model on one split: every example counted exactly once, on any number of processes and devices."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from jax.sharding import Mesh
 
@@ -16,6 +16,7 @@ from trainer.models.build import Params
 from trainer.step import Batch, Metrics
 
 Score = dict[str, float]
+_FEW = 12  # names in a message
 
 
 def evaluate(
@@ -44,6 +45,12 @@ def one_process_mesh() -> Mesh:
     return make_mesh(MeshShape(data=-1, fsdp=1, model=1))
 
 
+def few(names: Sequence[str]) -> str:
+    """The first of many names, and how many there are."""
+    more = f" … ({len(names):,} in all)" if len(names) > _FEW else ""
+    return ", ".join(names[:_FEW]) + more
+
+
 def check_classes(card: Card, data: Dataset) -> None:
     """Refuses to score a model on classes that it was not trained for.
 
@@ -51,7 +58,7 @@ def check_classes(card: Card, data: Dataset) -> None:
       UserError: naming both.
     """
     if card.labels != data.class_names:
-        asked, known = ", ".join(data.class_names), ", ".join(card.labels)
+        asked, known = few(data.class_names), few(card.labels)
         raise UserError(
             f"data set {data.name} has the classes {asked}, the model knows {known}; use a data set of its classes"
         )

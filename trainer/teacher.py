@@ -23,6 +23,7 @@ from trainer.data.source import Array, Dataset
 from trainer.description import Classifier, require_classifier
 from trainer.distributed import rules
 from trainer.distributed.holding import hold_for_all
+from trainer.evaluation import few
 from trainer.models.build import Params, flatten
 from trainer.weights import asked
 
@@ -84,7 +85,7 @@ def check_teacher(
     if knows != learns:
         raise UserError(f"the teacher knows {knows} classes, the student {learns}; they must agree")
     if teacher.labels not in ((), class_names):
-        known, asked_for = ", ".join(teacher.labels[:12]), ", ".join(class_names[:12])
+        known, asked_for = few(teacher.labels), few(class_names)
         raise UserError(
             f"the teacher knows the classes {known}, the data set has {asked_for}; they must agree"
         )

@@ -7,7 +7,6 @@ from typing import Any
 
 from serving.command import UserError
 from tools.bench_compression.bench import Bench
-from tools.bench_compression.methods import METHODS
 from tools.bench_compression.score import Score
 
 OURS, UNIFORM, PEER = "ours, budget search", "ours, uniform", "Torch-Pruning"
@@ -114,8 +113,3 @@ def _peer(bench: Bench, said: dict[str, Any], target: Path) -> Cut:
         )
     method = f"{PEER} {said['method']}"
     return Cut(method, said["fraction"], **shape, seconds=None, score=score, checkpoint=str(target))
-
-
-def peer_methods() -> tuple[str, ...]:
-    """The names of the peer's rows."""
-    return tuple(f"{PEER} {method}" for method in METHODS)

@@ -69,9 +69,9 @@ def check(given: Given) -> Goal | None:
         search.check_budget(teacher, cost, budget, given.rounding, name)
     target.asked(config.shape, teacher)
     merging.stated(teacher, config.shape.merge)
-    if config.budget.min_top1 and config.budget.min_top1 > teacher_top1(given):
+    if config.budget.min_top1 and config.budget.min_top1 > given.teacher_top1:
         raise UserError(
-            f"budget.min_top1={config.budget.min_top1:g} is above the teacher's own {teacher_top1(given):.4f} on the "
+            f"budget.min_top1={config.budget.min_top1:g} is above the teacher's own {given.teacher_top1:.4f} on the "
             "validation images; ask at most that"
         )
     return goals.of(config.budget, teacher, given.rounding)
@@ -104,16 +104,23 @@ def _scores(given: Given, path: Path) -> Scores:
         with np.load(path) as file:
             return scoring.from_arrays(dict(file))
     teacher, config = given.teacher, given.config
-    hashes = (given.loaded.meta["weights_hash"], given.calibration_hash)
-    partial = Partial(path.with_name("scores.partial.npz"), f"{config.score} {config.seed} {hashes}")
+    hashes, looked_at = (
+        (given.loaded.meta["weights_hash"], given.calibration_hash),
+        search.searched(teacher.model),
+    )
+    partial = Partial(
+        path.with_name("scores.partial.npz"),
+        f"{config.score} {config.seed} {config.calibration.labelled} {hashes}",
+    )
     found = scoring.score(
         teacher.model,
         teacher.params,
-        teacher.images[: search.SEARCHED],
+        teacher.images[:looked_at],
         config.score,
         config.seed,
         teacher.how.batch,
         partial=partial,
+        labels=given.labels[:looked_at] if config.calibration.labelled else None,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(".scores.draft.npz")
@@ -196,12 +203,7 @@ def _stated(given: Given, scores: Scores, judge: RememberingJudge) -> Candidate:
 def least_top1(given: Given) -> float:
     """The validation top-1 that must remain, as a fraction; 0 when none is asked."""
     budget = given.config.budget
-    return teacher_top1(given) - budget.max_drop if budget.max_drop else budget.min_top1
-
-
-def teacher_top1(given: Given) -> float:
-    """Validation top-1 of what is cut."""
-    return given.worth(given.teacher.model, given.loaded.params)
+    return given.teacher_top1 - budget.max_drop if budget.max_drop else budget.min_top1
 
 
 def _accuracy(given: Given, plan: Plan) -> float:

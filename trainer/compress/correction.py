@@ -12,6 +12,7 @@ import numpy as np
 
 Found = TypeVar("Found")
 _APART = 0.05
+_STEEPER = 3.0  # times the slope between the ends, or as much less steep, a line may be
 _AIM = 0.985  # of what was asked: the middle of what is near enough
 
 
@@ -51,16 +52,22 @@ class Line:
 def through(points: Sequence[tuple[float, float]], near: float) -> Line:
     """The line through the two of (sum, measured) that are nearest to `near`; rising in any case.
 
-    Sums that are nearly equal give a slope of noise: the second one is a twentieth away from the first at least.
+    Sums that are nearly equal give a slope of noise: the second one is a twentieth away from the first at least, and a slope that is
+    far from that between the ends gives way to it.
     """
     first, *others = sorted(points, key=lambda point: abs(point[1] - near))
     apart = [point for point in others if abs(point[0] - first[0]) >= _APART * first[0]]
-    (x0, y0), (x1, y1) = sorted([first, (apart or [first])[0]])
-    if x1 > x0 and y1 > y0:
-        slope = (y1 - y0) / (x1 - x0)
-        return Line(y0 - slope * x0, slope)
-    x, y = float(np.mean([x0, x1])), float(np.mean([y0, y1]))  # noise: only the scale can be trusted
-    return Line(0.0, y / x) if x > 0 and y > 0 else Line(0.0, 1.0)
+    whole, local = _slope(min(points), max(points)), _slope(first, (apart or [first])[0])
+    if whole <= 0:  # noise: only the scale can be trusted
+        x, y = (float(np.mean(side)) for side in zip(*points))
+        return Line(0.0, y / x) if x > 0 and y > 0 else Line(0.0, 1.0)
+    slope = local if whole / _STEEPER <= local <= whole * _STEEPER else whole
+    return Line(first[1] - slope * first[0], slope)
+
+
+def _slope(one: tuple[float, float], other: tuple[float, float]) -> float:
+    (x0, y0), (x1, y1) = one, other
+    return (y1 - y0) / (x1 - x0) if x1 != x0 else 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ With h the outputs of a group of units, C = Cov(h) and W the weights that read t
 A head is the same with a block of C. A query/key dim adds q_j·k_j to the attention logits, where what is constant over keys
 cancels, so k_j stands for h_j and E[q_j²] for ‖W_j‖². A branch is one unit that is read as it is; a block scores 1 − the mean
 cosine of its input and output (Men et al. 2024, arXiv:2403.03853). A channel of the residual stream scores in all LayerNorms
-that read it together. A group of inner channels of a stem's unit is scored as a head is, by the convolution that reads it.
+of blocks together. A group of inner channels of a stem's unit is scored as a head is, by the convolution that reads it.
 """
 
 import jax
@@ -17,7 +17,7 @@ import numpy as np
 
 from trainer.compress import calibration_pass, cells
 from trainer.compress.calibration_pass import Pass, Sums
-from trainer.compress.moments import Array, damped, require_enough
+from trainer.compress.moments import Array, damped, of_layer, require_enough
 from trainer.description import ViT
 from trainer.models.build import Params, bind
 from trainer.models.stem import gates_name
@@ -62,10 +62,9 @@ def score(teacher: ViT, params: Params, images: Array, kind: str, how: Pass) -> 
 
 def _require_enough(teacher: ViT, images: int) -> None:
     rows = images * teacher.num_tokens
-    for block in teacher.blocks:
-        if block.num_heads:
+    for index, block in enumerate(teacher.blocks):
+        with of_layer(index):
             require_enough("the output of the heads", rows, block.num_heads * block.v_dim)
-        if block.mlp_dim:
             require_enough("the MLP's hidden layer", rows, block.mlp_dim)
 
 

@@ -41,6 +41,7 @@ class Given:
     data: Dataset
     teacher: Teacher
     rounding: Rounding
+    labels: Array  # of the calibration images
     calibration_hash: str
     pair: Pair | None = None
 
@@ -58,6 +59,11 @@ class Given:
         spec, source, batch = self.loaded.preprocess, self.data.validation, self.teacher.how.batch
         return validation.logits(self.teacher.model, self.loaded.params, spec, source, batch)
 
+    @functools.cached_property
+    def teacher_top1(self) -> float:
+        """Validation top-1 of what is cut."""
+        return self.worth(self.teacher.model, self.loaded.params)
+
     @property
     def image_size(self) -> int:
         """The side of the images that the model sees."""
@@ -74,13 +80,13 @@ def open_given(config: Compression, origin: Origin) -> Given:
     loaded, pair = subject.load(origin, data)
     if pair:
         _require_no_training(config)
-    images, calibration_hash = _calibration(config, loaded.preprocess, data)
+    images, labels, calibration_hash = _calibration(config, loaded.preprocess, data)
     rounding = Rounding(config.round_mlp, config.round_head_dim, config.round_width)
     teacher, first = _teacher(config, loaded, images), Path(origin.path)
     if pair:
         params = pair.stand_in(teacher.model, teacher.params, images, teacher.how.batch)
         teacher = dataclasses.replace(teacher, params=params)
-    return Given(config, origin, first, loaded, data, teacher, rounding, calibration_hash, pair)
+    return Given(config, origin, first, loaded, data, teacher, rounding, labels, calibration_hash, pair)
 
 
 def _require_no_training(config: Compression) -> None:
@@ -88,6 +94,7 @@ def _require_no_training(config: Compression) -> None:
         ("until", config.until, "cut"),
         ("distil.rungs", config.distil.rungs, 1),
         ("halving.candidates", config.halving.candidates, 0),
+        ("calibration.labelled", config.calibration.labelled, False),
     ):
         if has != wants:
             raise UserError(
@@ -130,13 +137,17 @@ def _teacher(config: Compression, loaded: Loaded, images: Array) -> Teacher:
     return Teacher(model, loaded.params, images, Repair(config.ridge, config.calibration.batch))
 
 
-def _calibration(config: Compression, spec: PreprocessSpec, data: Dataset) -> tuple[Array, str]:
-    """Normalised training images chosen by the seed, as evaluation prepares them, and the sha256 of their pixels."""
+def _calibration(config: Compression, spec: PreprocessSpec, data: Dataset) -> tuple[Array, Array, str]:
+    """Normalised training images chosen by the seed, as evaluation prepares them, their labels, and the sha256 of their pixels."""
     available, asked = len(data.train.images), config.calibration.examples
     if asked > available:
         raise UserError(
             f"calibration.examples={asked} is above the {available} training images of {data.name}; give fewer"
         )
-    chosen = np.random.RandomState(config.seed).permutation(available)[:asked]
-    fitted = np.stack([preprocess.fit(data.train.images[index], spec) for index in np.sort(chosen)])
-    return preprocess.normalise(fitted, spec), hashlib.sha256(fitted.tobytes()).hexdigest()
+    chosen = np.sort(np.random.RandomState(config.seed).permutation(available)[:asked])
+    fitted = np.stack([preprocess.fit(data.train.images[index], spec) for index in chosen])
+    return (
+        preprocess.normalise(fitted, spec),
+        data.train.labels[chosen],
+        hashlib.sha256(fitted.tobytes()).hexdigest(),
+    )

@@ -13,7 +13,7 @@ from trainer.compress.allocate import Rounding
 from trainer.compress.correction import Attempt, Measured, Target, meet, through
 from trainer.compress.latency import Setting, Timer, graph_bytes
 from trainer.compress.latency_table import CostTable, grid
-from trainer.compress.search import Candidate
+from trainer.compress.search import Candidate, Infeasible
 from trainer.compress.size import file_mib
 from trainer.compress.target import sizes_of
 from trainer.config.compression import Budget
@@ -21,7 +21,7 @@ from trainer.description import ViT, param_count
 
 _MIB = 2**20
 _NEAR, _ENOUGH = 0.03, 0.10  # what is aimed at, and what is accepted when rounds or the machine give no more
-_ROUNDS = 4
+_ROUNDS = 6
 _TINY = 10**9  # whole units of a cost in one of the budget's: picoseconds in a millisecond
 
 
@@ -190,7 +190,13 @@ def reach(
     most = goal.spend(teacher)
 
     def within(limit: float) -> list[Candidate]:
-        return search(min(round(limit * _TINY) + param_count(teacher), most))
+        try:
+            return search(min(round(limit * _TINY) + param_count(teacher), most))
+        except Infeasible as error:
+            raise UserError(
+                f"budget.{goal.name}={goal.asked:g} is less than this search can cut to: its least cut takes "
+                f"{goal.measure(error.least).value:.4g} {goal.unit}; give more than that"
+            ) from error
 
     def shape(found: list[Candidate]) -> ViT:
         return found[0].plan.shape_of(teacher)
@@ -206,11 +212,15 @@ def reach(
     reached = best.measured.value / goal.asked
     if not 1 - goal.enough <= reached <= 1:
         raise UserError(
-            f"budget.{goal.name}={goal.asked:g} was not met in {len(attempts)} searches: the nearest has "
+            f"budget.{goal.name}={goal.asked:g} was not met in {len(attempts)} searches ({_said(attempts)} {goal.unit}): the nearest has "
             f"{param_count(shape(best.found)):,} parameters and takes {best.measured.value:.4g} {goal.unit}; "
             f"{_way_out(goal, best.measured.spread)}"
         )
     return best.found, _record(goal, attempts)
+
+
+def _said(attempts: list[Attempt[list[Candidate]]]) -> str:
+    return ", ".join(f"{one.measured.value:.4g}" for one in attempts)
 
 
 def _way_out(goal: Goal, spread: float) -> str:
@@ -228,6 +238,7 @@ def _record(goal: Goal, attempts: list[Attempt[list[Candidate]]]) -> dict[str, o
         "measured": best.measured.value,
         "spread": best.measured.spread,
         "searches": len(attempts),
+        "attempts": [[one.predicted, one.measured.value] for one in attempts],
         "where": goal.where,
         "recorded": goal.recorded,
     }

@@ -2,7 +2,8 @@
 
 Every unit is multiplied by a gate that is 1. One gradient with respect to the gates, per image, gives for every unit
 Fisher ½·E[(∂L/∂gate)²] (a second-order estimate of the loss when the gate goes to 0) and Taylor |E[∂L/∂gate]| (Molchanov et
-al. 2019, arXiv:1906.10771). L is the cross-entropy against labels drawn from the model's own predictions, so no label is needed.
+al. 2019, arXiv:1906.10771). L is the cross-entropy against labels drawn from the model's own predictions, so no label is needed, or
+against the true ones.
 
 A block is what its two branches are together; a channel of the residual stream (`width`) what all blocks read of it.
 """
@@ -42,11 +43,12 @@ def _of_unit(groups: int) -> Params:
 
 
 def score(
-    teacher: ViT, params: Params, images: Array, kind: str, seed: int, how: Pass
+    teacher: ViT, params: Params, images: Array, kind: str, seed: int, how: Pass, labels: Array | None = None
 ) -> dict[str, dict[str, Array]]:
     """Scores by block index and gate, from normalised images (images, H, W, C), the same ones on every process."""
     keys = np.asarray(jax.random.key_data(jax.random.split(jax.random.key(seed), len(images))))
-    sums = calibration_pass.summed(how, _sums(teacher), params, (images, keys))
+    asked = (images, keys if labels is None else labels)
+    sums = calibration_pass.summed(how, _sums(teacher, draws=labels is None), params, asked)
     if kind == "taylor":
         return jax.tree.map(lambda value: np.abs(value) / len(images), sums["first"])
     return jax.tree.map(lambda value: value / (2 * len(images)), sums["second"])
@@ -63,18 +65,19 @@ def with_sums(gradients: Params) -> Params:
     return found | ({"stream": {"width": sum(channels[1:], channels[0])}} if channels else {})
 
 
-def _sums(teacher: ViT) -> Sums:
-    """(parameters, images, keys, counts) → the sums of the gradients, `first`, and of their squares, `second`."""
+def _sums(teacher: ViT, draws: bool) -> Sums:
+    """(parameters, images, keys to draw labels with or labels, counts) → sums of gradients, `first`, and of squares, `second`."""
     gates = open_gates(teacher)
 
-    def image_loss(gates: Params, params: Params, image: jax.Array, key: jax.Array) -> jax.Array:
+    def image_loss(gates: Params, params: Params, image: jax.Array, label: jax.Array) -> jax.Array:
         logits = bind(teacher, params)(image[None], gates=gates)[0]
-        drawn = jax.random.categorical(jax.random.wrap_key_data(key), jax.lax.stop_gradient(logits))
-        return -jax.nn.log_softmax(logits)[drawn]
+        if draws:
+            label = jax.random.categorical(jax.random.wrap_key_data(label), jax.lax.stop_gradient(logits))
+        return -jax.nn.log_softmax(logits)[label]
 
     @jax.jit
-    def sums(params: Params, images: jax.Array, keys: jax.Array, counts: jax.Array) -> Params:
-        each = jax.vmap(jax.grad(image_loss), in_axes=(None, None, 0, 0))(gates, params, images, keys)
+    def sums(params: Params, images: jax.Array, labels: jax.Array, counts: jax.Array) -> Params:
+        each = jax.vmap(jax.grad(image_loss), in_axes=(None, None, 0, 0))(gates, params, images, labels)
         per_image = with_sums(each)
         return {
             "first": jax.tree.map(lambda g: jnp.tensordot(counts, g, 1), per_image),

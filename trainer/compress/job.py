@@ -34,7 +34,6 @@ from trainer.compress.shipping import Limit
 from trainer.compress.stages import Result, Stages
 from trainer.compress.stopping import stoppable
 from trainer.config import Compression
-from trainer.export.fastest import why_shipped
 
 
 def compress(config: Compression, origin: Origin, workdir: Path) -> dict[str, object]:
@@ -121,7 +120,7 @@ class _Job:
         """Top-1 by stage so far; what the last cut of a ladder began with is not the teacher."""
         if not laddered:
             return dict(cut)
-        return {"teacher": choosing.teacher_top1(self._given), "last rung": cut["teacher"]} | {
+        return {"teacher": self._given.teacher_top1, "last rung": cut["teacher"]} | {
             name: value for name, value in cut.items() if name != "teacher"
         }
 
@@ -143,8 +142,8 @@ class _Job:
         exported = self._stages.run("export", lambda: shipping.export(given, student, self._workdir))
         # Measured every time: a report says what is, on the machine where it is asked for.
         shipped = shipping.measure(given, Path(exported["bundle"]))
-        if "tried" in exported:
-            shipped["why"] = why_shipped(exported["precision"], exported["tried"], given.config.budget.batch)
+        if "why" in exported:
+            shipped["why"] = exported["why"]
         top1["shipped"] = shipped["top1"]
         return shipped, shipping.limits(given, shipped)
 

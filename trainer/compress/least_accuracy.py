@@ -11,7 +11,7 @@ from serving.command import UserError
 from trainer.compress.allocate import Rounding
 from trainer.compress.allocate import smallest as smallest_cuts
 from trainer.compress.plan import Plan
-from trainer.compress.search import Candidate
+from trainer.compress.search import Candidate, Infeasible
 from trainer.description import ViT, macs
 
 _STEPS = 8
@@ -39,18 +39,25 @@ def smallest(
     """
     low, high = min(map(macs, smallest_cuts(teacher, rounding))), macs(teacher)
     kept: list[Candidate] = []
+    impossible: Infeasible | None = None
     tried: list[dict[str, Any]] = []
     for _ in range(_STEPS):
         if high <= _NEAR * low:
             break
         budget = round(math.sqrt(low * high))  # halves the ratio that is left
-        found = search(budget)
+        try:
+            found = search(budget)
+        except Infeasible as error:
+            low, impossible = budget, error
+            continue
         top1 = accuracy(found[0].plan)
         tried.append({"macs": found[0].cost, "top1": top1})
         if top1 >= least:
             kept, high = found, found[0].cost
         else:
             low = budget
+    if not tried and impossible:
+        raise impossible
     if not tried:
         raise UserError(
             f"the teacher's {high:,} MACs are all but the {low:,} that one block needs; nothing would be cut"

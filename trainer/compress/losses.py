@@ -22,7 +22,7 @@ from serving.command import progress
 from trainer.compress import streams
 from trainer.compress.allocate import best
 from trainer.compress.lowrank import cut_query_key, cut_value_output
-from trainer.compress.moments import Array, Moments
+from trainer.compress.moments import Array, Moments, of_layer
 from trainer.compress.padding import padded
 from trainer.compress.scores import LayerScores, Scores
 from trainer.description import Block, ViT
@@ -109,7 +109,8 @@ def measure(
                 (block.mlp_dim, streams.mlp_branch, _Mlp),
             ):
                 if exists:
-                    cuts = smaller(teacher, block, own, stream, batch, ridge).cuts(scores[str(index)])
+                    with of_layer(index):
+                        cuts = smaller(teacher, block, own, stream, batch, ridge).cuts(scores[str(index)])
                     curves |= {kind: table.curve(index, kind, *one) for kind, one in cuts.items()}
                     stream = streams.add_branch(branch(teacher, block), own, stream, batch)
             if block.num_heads and block.mlp_dim:

@@ -4,6 +4,8 @@ Products are formed on the device in float32, about the mean of the first batch:
 drown in rounding otherwise. Sums over batches are kept in float64 on the host.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,7 +16,7 @@ from serving.command import UserError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 # Fewer samples than this per dimension do not determine a covariance (notes on calibration: refuse).
-_ROWS_PER_DIM = 4
+ROWS_PER_DIM = 4
 
 
 @jax.jit
@@ -36,11 +38,20 @@ def damped(covariance: Array, damping: float) -> Array:
 
 def require_enough(what: str, rows: int, dims: int) -> None:
     """Raises a UserError when so many rows are too few for the covariance of `what`, which has `dims` dimensions."""
-    if rows < _ROWS_PER_DIM * dims:
+    if rows < ROWS_PER_DIM * dims:
         raise UserError(
             f"{what} has {dims} dimensions but calibration gives {rows} samples; "
-            f"at least {_ROWS_PER_DIM * dims} are needed: raise --config.calibration.examples"
+            f"at least {ROWS_PER_DIM * dims} are needed: raise --config.calibration.examples"
         )
+
+
+@contextlib.contextmanager
+def of_layer(index: int) -> Iterator[None]:
+    """Names the layer in what is refused in here."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"layer {index}: {error}", error.exit_code) from error
 
 
 class Moments:
@@ -74,7 +85,7 @@ class Moments:
 
     def enough(self, dims: int | None = None) -> bool:
         """Whether there are rows enough to trust the covariance of `dims` inputs, or of all."""
-        return self._sums is not None and self.rows >= _ROWS_PER_DIM * (dims or self._dims())
+        return self._sums is not None and self.rows >= ROWS_PER_DIM * (dims or self._dims())
 
     def require_enough(self, what: str, dims: int | None = None) -> None:
         """Raises a UserError when the calibration set is too small for `what`, which reads `dims` inputs, or all."""

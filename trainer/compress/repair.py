@@ -18,7 +18,7 @@ import numpy as np
 
 from trainer.compress import cells, stem, stream_fisher, streams, width
 from trainer.compress.lowrank import cut_query_key, cut_value_output
-from trainer.compress.moments import Array, Moments
+from trainer.compress.moments import Array, Moments, of_layer
 from trainer.compress.padding import kept_heads, padded
 from trainer.compress.plan import Layer, Plan
 from trainer.description import Block, ViT, without_merging
@@ -85,7 +85,10 @@ def cut(
     cut_stem = stem.cut(teacher, params, plan.stem, images, how.batch, how.ridge if how.fit else None)
     walk = _Walk(teacher, params, to_narrow, seen.walk(), how, cut_stem)
     by_source = {layer.source: layer for layer in plan.layers}
-    blocks = [walk.through(index, by_source.get(index)) for index in range(len(teacher.blocks))]
+    blocks = []
+    for index in range(len(teacher.blocks)):
+        with of_layer(index):
+            blocks.append(walk.through(index, by_source.get(index)))
     kept = {
         str(position): block for position, block in enumerate(block for block in blocks if block is not None)
     }

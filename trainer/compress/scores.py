@@ -11,7 +11,7 @@ from serving.command import UserError
 from trainer.compress import forward_scores, gradient_scores, streams
 from trainer.compress.calibration_pass import Partial, Pass
 from trainer.compress.lowrank import cut_query_key, cut_value_output
-from trainer.compress.moments import Array
+from trainer.compress.moments import Array, of_layer
 from trainer.config import MeshShape
 from trainer.description import ViT, without_merging
 from trainer.distributed.mesh import make_mesh
@@ -32,9 +32,11 @@ def score(
     batch: int,
     mesh: Mesh | None = None,
     partial: Partial = _NOTHING_KEPT,
+    labels: Array | None = None,
 ) -> Scores:
     """Scores of every unit from normalised images (images, H, W, C), by one of the configuration's kinds of score.
 
+    Gradients are of the loss against `labels` (images,), or where there are none against labels that the model says.
     The pass is cut over `mesh` (None: all devices of the job), and goes on from what `partial` kept.
 
     Raises:
@@ -46,7 +48,7 @@ def score(
     if kind in forward_scores.KINDS:
         found = forward_scores.score(teacher, ordered, images, kind, how)
     else:
-        found = gradient_scores.score(teacher, ordered, images, kind, seed, how)
+        found = gradient_scores.score(teacher, ordered, images, kind, seed, how, labels)
     require_finite(found, kind)
     return found
 
@@ -68,7 +70,8 @@ def order_dims(teacher: ViT, params: Params, images: Array, batch: int) -> Param
     for index, block in enumerate(teacher.blocks):
         blocks[str(index)] = own = dict(params["blocks"][str(index)])
         if block.num_heads:
-            norm, averaged = streams.attention_moments(teacher, block, own, stream, batch)
+            with of_layer(index):
+                norm, averaged = streams.attention_moments(teacher, block, own, stream, batch)
             stream = streams.add_branch(streams.attention_branch(teacher, block), own, stream, batch)
             own["attention"] = cut_query_key(own["attention"], *norm.covariance(), block.qk_dim)
             covariances, means = zip(*(moments.covariance() for moments in averaged))

@@ -7,6 +7,7 @@ first guess while they get better.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -15,7 +16,7 @@ from serving.command import UserError, progress
 from trainer.compress import allocate, losses, spend, stem_losses, streams, width_losses
 from trainer.compress.allocate import Cost, Rounding
 from trainer.compress.losses import Losses, divergence
-from trainer.compress.moments import Array
+from trainer.compress.moments import ROWS_PER_DIM, Array
 from trainer.compress.padding import padded_model
 from trainer.compress.plan import Plan, identity, without_layers
 from trainer.compress.repair import Repair, Seen, cut
@@ -23,11 +24,17 @@ from trainer.compress.scores import Scores
 from trainer.description import ViT
 from trainer.models.build import Params
 
-SEARCHED = (
-    384  # calibration images that scores and search look at; the chosen plan is repaired on all of them
-)
+_SEARCHED = 384  # calibration images that scores and search look at, where these determine every covariance
 _HELD_OUT = 4  # one batch in four of these judges, the others repair
 _NARROWING = 0.4  # the first width to try keeps this power of what the budget keeps of the cost
+
+
+class Infeasible(UserError):
+    """A budget that a search has no cut for; the `least` model that it can make is above it."""
+
+    def __init__(self, message: str, least: ViT) -> None:
+        super().__init__(message)
+        self.least = least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +69,7 @@ class Judge:
                 f"at least {_HELD_OUT} are needed: raise --config.calibration.examples"
             )
         # Whole batches on either side: a shorter last batch would be compiled for every width that is tried.
-        images = teacher.images[:SEARCHED]
+        images = teacher.images[: searched(teacher.model)]
         size = min(teacher.how.batch, len(images) // _HELD_OUT)
         held_out = np.arange(len(images)) // size % _HELD_OUT == 0
         self.fitted, self.held_out = images[~held_out], images[held_out]
@@ -89,6 +96,15 @@ class Judge:
         params, _ = cut(teacher.model, teacher.params, plan, self.fitted, teacher.how, self._seen)
         found = streams.logits(*padded_model(teacher.model, plan, params), self.held_out, teacher.how.batch)
         return divergence(self._wanted, found)
+
+
+def searched(teacher: ViT) -> int:
+    """How many calibration images scores and search look at; the chosen plan is repaired on all of them."""
+    widest = max(
+        [teacher.width, *(max(block.mlp_dim, block.num_heads * block.v_dim) for block in teacher.blocks)]
+    )
+    rows = ROWS_PER_DIM * widest * _HELD_OUT / (_HELD_OUT - 1)  # those that judge determine nothing
+    return max(_SEARCHED, math.ceil(rows / teacher.num_tokens))
 
 
 def missed_least(teacher: Teacher, judge: Judge) -> list[int]:
@@ -144,8 +160,10 @@ def to_budget(
     with progress(len(widths), "widths") as bar:
         descend(len(widths), first, lambda at: attempt(widths[at]), bar.advance)
     if not found:
-        raise UserError(
-            f"nothing within budget {budget:,} keeps a block of this teacher that is worth its cost; give more"
+        least = min(allocate.smallest(teacher.model, rounding), key=cost)
+        raise Infeasible(
+            f"nothing within budget {budget:,} keeps a block of this teacher that is worth its cost; give more",
+            least,
         )
     return sorted(found.values(), key=lambda candidate: candidate.divergence)
 
@@ -182,10 +200,13 @@ def uniform(
     check_budget(teacher.model, cost, budget, rounding)
     plan = allocate.uniform(teacher.model, identity(teacher.model), scores, cost, budget, rounding)
     if plan is None:
-        least = allocate.evenly(teacher.model, identity(teacher.model), scores, 1, rounding)
-        raise UserError(
-            f"budget {budget:,} cannot be met by cutting all layers alike, which leaves {cost(least.shape_of(teacher.model)):,} "
-            "at least: give that, or --config.search=budget, which also cuts width and depth"
+        least = allocate.evenly(teacher.model, identity(teacher.model), scores, 1, rounding).shape_of(
+            teacher.model
+        )
+        raise Infeasible(
+            f"budget {budget:,} cannot be met by cutting all layers alike, which leaves {cost(least):,} at least: give that, "
+            "or --config.search=budget, which also cuts width and depth",
+            least,
         )
     return [Candidate("uniform", plan, cost(plan.shape_of(teacher.model)), judge(plan))]
 

@@ -1,6 +1,7 @@
 """What was made, shipped: exported as a bundle, and that bundle measured afresh against everything that was asked."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from trainer.compress.latency import Setting
 from trainer.compress.stages import clear
 from trainer.description import ViT
 from trainer.export import job, subject
+from trainer.export.fastest import why_shipped
 from trainer.export.samples import DatasetSamples
 
 _MIB = 2**20
@@ -53,17 +55,31 @@ class Limit:
 
 
 def export(given: Given, student: Path, workdir: Path) -> dict[str, Any]:
-    """Writes the bundle of the checkpoint under `student`; the exporter's result.
+    """Writes the bundle of the checkpoint under `student`; the exporter's result, and `why` where it chose the precision.
+
+    A precision that was chosen gives way to fp32 where it has less than the accuracy that must remain.
 
     Raises:
       UserError: when the exported model does not say what the live one says.
     """
+    exported = _export(given, student, workdir, given.config.shipped_precision)
+    if "tried" not in exported:
+        return exported
+    chosen, least = exported["precision"], least_top1(given)
+    why = why_shipped(chosen, exported["tried"], given.config.budget.batch)
+    if least and chosen != "fp32" and (top1 := _top1(given, _served(Path(exported["bundle"])))) < least:
+        exported = _export(given, student, workdir, "fp32")
+        why = f"fp32 is shipped, as {chosen} has a validation top-1 of {top1:.2%} and {least:.2%} must remain ({why})"
+    return {**exported, "why": why}
+
+
+def _export(given: Given, student: Path, workdir: Path, precision: str) -> dict[str, Any]:
     settings = given.config.export
     target = workdir / "models" / settings.name / "1"
     clear(target)  # of an export whose end was never recorded
     request = job.Request(
         target=target,
-        precision=given.config.shipped_precision,
+        precision=precision,
         calibration_examples=min(settings.calibration_examples, len(given.data.train)),
         min_agreement=settings.min_agreement,
         threads=all_cores(),
@@ -81,9 +97,7 @@ def measure(given: Given, bundle: Path) -> dict[str, Any]:
     Raises:
       UserError: when the bundle cannot be served.
     """
-    repository = Repository(bundle.parent.parent, open_runtime, all_cores())
-    repository.load_all()
-    served = repository.get(bundle.parent.name)
+    served = _served(bundle)
     file, path = served.bundle.model_file()
     said = json_format.MessageToDict(served.bundle.manifest.description)
     model = description.require_vit(description.from_json(said), "compression")
@@ -98,6 +112,12 @@ def measure(given: Given, bundle: Path) -> dict[str, Any]:
         "top1": _top1(given, served),
         **({"device": estimated} if estimated else {}),
     }
+
+
+def _served(bundle: Path) -> LoadedModel:
+    repository = Repository(bundle.parent.parent, open_runtime, all_cores())
+    repository.load_all()
+    return repository.get(bundle.parent.name)
 
 
 def _on_device(given: Given, model: ViT) -> dict[str, Any]:
@@ -173,6 +193,13 @@ def limits(given: Given, shipped: dict[str, Any]) -> list[Limit]:
     return found
 
 
+def _on_the_safe_side(limit: Limit) -> str:
+    """What was measured, in six digits that it is still within."""
+    step = 10.0 ** (math.floor(math.log10(limit.actual)) - 5) if limit.actual > 0 else 1.0
+    away = math.floor if limit.at_least else math.ceil
+    return f"{away(limit.actual / step) * step:.6g}"
+
+
 def require(found: list[Limit], bundle: str) -> None:
     """Refuses what was shipped when it is not within what was asked; the bundle stays, as the best that was found.
 
@@ -186,7 +213,7 @@ def require(found: list[Limit], bundle: str) -> None:
             f"{'measured' if one.measured else 'expected on the recorded device'}"
             for one in missed
         )
-        nearest = " ".join(f"--config.budget.{one.name}={one.actual:.6g}" for one in missed)
+        nearest = " ".join(f"--config.budget.{one.name}={_on_the_safe_side(one)}" for one in missed)
         raise UserError(
             f"what was shipped is not within the budget: {said}; the best that was found lies in {bundle}: the nearest "
             f"possible is {nearest}, in another --workdir"

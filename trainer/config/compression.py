@@ -69,10 +69,13 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """How many training images scores and repair are computed from, and how many of them at a time."""
+    """What scores, search and repair look at: repair at all of the images, the others at as many of them as they need."""
 
-    examples: Annotated[int, "training images, used without labels"]
+    examples: Annotated[int, "training images"]
     batch: Annotated[int, "images at a time"]
+    labelled: Annotated[
+        bool, "whether fisher and taylor ask for the true labels and not for what the teacher says"
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +183,7 @@ class Compression:
         found.check(self.search in SEARCHES, f"search={self.search!r} must be one of {', '.join(SEARCHES)}")
         found.check(self.merge in MERGES, f"merge={self.merge!r} must be one of {', '.join(MERGES)}")
         found.check_above_0(ridge=self.ridge)
-        counts = {f"calibration.{name}": n for name, n in dataclasses.asdict(self.calibration).items()}
+        counts = {f"calibration.{name}": getattr(self.calibration, name) for name in ("examples", "batch")}
         rounding = {f"round_{name}": getattr(self, f"round_{name}") for name in ("mlp", "head_dim", "width")}
         found.check_at_least(1, **rounding, **counts)
         found.check(0 <= self.seed < 2**32, f"seed={self.seed} must be in [0, 2**32)")
@@ -242,6 +245,15 @@ class Compression:
         except ConfigError as error:
             for problem in error.problems:
                 found.check(False, f"distil.{problem}")
+        found.check(
+            not self.calibration.labelled or self.score in ("fisher", "taylor"),
+            f"calibration.labelled is for score=fisher or taylor; {self.score} looks at no label",
+        )
+        found.check(
+            self.until != "cut" or (distil.rungs == 1 and halving.candidates <= 1),
+            f"until=cut makes no training step, distil.rungs={distil.rungs} and halving.candidates={halving.candidates} ask for "
+            "some; set them to 1 and 0, or until=distil",
+        )
         turns = {"distil.rungs": (distil.rungs, 1), "halving.candidates": (halving.candidates, 0)}
         for name, (value, alone) in turns.items():
             found.check(

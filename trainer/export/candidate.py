@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import onnx
 
@@ -63,12 +63,12 @@ class Prover:
         made, floats = self._candidate("int8", calibrated.graph()), list[str]()
         if made.found.top1_agreement < self.min_agreement:
             worst = self._worst_first(calibrated)
-            count, most = 1, len(worst) // 2
-            while made.found.top1_agreement < self.min_agreement and count <= most:
+            for count in _doubling(len(worst) // 2):
                 made.runtime.close()
                 floats = worst[:count]
                 made = self._candidate("int8", calibrated.graph(floats))
-                count *= 2
+                if made.found.top1_agreement >= self.min_agreement:
+                    break
         parity.require_agreement(made.found, "int8", self.min_agreement)
         calibrated_on = hashlib.sha256(images.tobytes()).hexdigest()
         return dataclasses.replace(made, floats=floats, calibration_hash=calibrated_on)
@@ -93,6 +93,16 @@ class Prover:
 
     def _open(self, content: bytes) -> Runtime:
         return open_runtime(content, RUNTIME, self.threads)
+
+
+def _doubling(most: int) -> Iterator[int]:
+    """1, 2, 4, … and at last `most`."""
+    count = 1
+    while count < most:
+        yield count
+        count *= 2
+    if most:
+        yield most
 
 
 def prove_all(prover: Prover, precisions: Sequence[str]) -> tuple[list[Candidate], dict[str, str]]:

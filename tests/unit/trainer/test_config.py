@@ -249,6 +249,12 @@ def test_a_goal_on_the_command_line_replaces_that_of_the_recipe() -> None:
         ({"budget.params": "0.3", "budget.macs": "0.3"}, "not budget.params and budget.macs"),
         ({"budget.params": "0.3", "shape.mlp_dim": "8"}, r"not budget.params and shape\.\*"),
         ({"budget.params": "0"}, "must be set, not none"),
+        ({"until": "cut", "distil.rungs": "2"}, "until=cut makes no training step, distil.rungs=2"),
+        ({"until": "cut", "halving.candidates": "3"}, "halving.candidates=3 ask for some"),
+        (
+            {"calibration.labelled": "True", "score": "obs"},
+            "labelled is for score=fisher or taylor; obs looks",
+        ),
         ({"budget.mib": "1", "budget.latency_p50_ms": "2"}, "not budget.mib and budget.latency_p50_ms"),
         ({"budget.latency_p50_ms": "0"}, "must be set, not none"),
         ({"budget.latency_p50_ms": "-1"}, "budget.latency_p50_ms=-1.0 must be 0 or above"),

@@ -16,8 +16,9 @@ from trainer.compress import goals, latency, latency_table, profiles
 from trainer.compress.allocate import Rounding
 from trainer.compress.correction import Measured, Target, meet, through
 from trainer.compress.latency import Setting, graph_bytes
+from trainer.compress.search import Candidate, Infeasible
 from trainer.compress.size import file_mib
-from trainer.description import Block, ViT, macs, uniform
+from trainer.description import Block, ViT, macs, param_count, uniform
 
 ROUNDING = Rounding(mlp=8, head_dim=4, width=16)
 SETTING = Setting(1, 1, "fp32")
@@ -61,6 +62,8 @@ def test_a_line_goes_through_the_two_measurements_nearest_to_the_budget() -> Non
     assert (line.offset, line.slope) == (1, 2)
     assert line.sum_for(line.at(3)) == pytest.approx(3)
     assert through([(1, 5), (2, 4)], near=3).slope > 0  # noise that falls is not believed
+    flat = through([(1, 1), (20, 20), (9.0, 10.2), (10.0, 10.3)], near=10)
+    assert (flat.slope, flat.at(9.0)) == (1, pytest.approx(10.2))  # nor is noise that hardly rises
 
 
 def _meet(asked: float, true: float, near: float = 0.03) -> list[float]:
@@ -212,3 +215,23 @@ def test_an_impossible_budget_is_refused_with_the_nearest_possible_one() -> None
     with pytest.raises(UserError, match=r"budget.mib=8 is not below the teacher's 8 MiB"):
         goals._require_possible(_goal(8.0))
     goals._require_possible(_goal(2.0))
+
+
+def test_a_search_that_cannot_cut_so_far_says_what_its_least_cut_takes() -> None:
+    def search(limit: int) -> list[Candidate]:
+        raise Infeasible("in units of the search", SMALL)
+
+    goal = goals.Goal(
+        "mib",
+        "MiB",
+        3,
+        Target(3, 0.03, 4),
+        0.1,
+        param_count,
+        lambda _: Measured(3.5, 0.0),
+        [(1, 2), (9, 8)],
+        "here",
+    )
+    said = r"budget\.mib=3 is less than this search can cut to: its least cut takes 3\.5 MiB"
+    with pytest.raises(UserError, match=said):
+        goals.reach(goal, SMALL, search)

@@ -188,6 +188,56 @@ def test_a_bundle_is_cut_as_the_checkpoint_that_it_was_made_of(
         np.testing.assert_allclose(both[1][name], array, atol=1e-3, err_msg=name)
 
 
+def test_weights_of_another_file_are_the_teacher_where_a_refused_compression_left_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = description.named("ViT-digits", (8, 8), 3, 10)
+    files = [tmp_path / "first.npz", tmp_path / "second.npz"]
+    for seed, file in enumerate(files):
+        save_npz(file, whole, random_params(whole, seed=seed))
+    shape = ["--config.shape.num_heads=2", "--config.shape.mlp_dim=64"]
+
+    def asked(file: Path) -> list[str]:
+        return ["--model=ViT-digits", f"--weights={file}", f"--workdir={tmp_path / 'pruned'}", *QUICK, *shape]
+
+    def refuse(*_: object) -> None:
+        raise UserError("refused")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trainer.compress.choosing.choose", refuse)
+        with pytest.raises(UserError, match="refused"):
+            main(asked(files[0]))
+    main(asked(files[1]))
+    beside, student = (
+        checkpoint.load(tmp_path / "pruned" / "teacher"),
+        checkpoint.load_card(tmp_path / "pruned"),
+    )
+    assert student.meta["teacher_hash"] == beside.meta["weights_hash"]
+    np.testing.assert_array_equal(
+        beside.params["head"]["kernel"], random_params(whole, seed=1)["head"]["kernel"]
+    )
+
+
+@pytest.mark.parametrize("score", ["taylor", "act"])
+def test_the_fewest_macs_that_keep_an_accuracy_are_found_also_where_layers_are_cut_alike(
+    score: str, teacher: Path, tmp_path: Path
+) -> None:
+    result = main(
+        _arguments(
+            teacher,
+            tmp_path / "small",
+            "--config.budget.params=0",
+            "--config.budget.max_drop=0.05",
+            "--config.search=uniform",
+            f"--config.score={score}",
+        )
+    )
+    kept = result["validation_top1"]
+    assert kept["cut and repaired"] >= kept["teacher"] - 0.05
+    assert result["macs"]["actual"] < result["macs"]["teacher"]
+    assert "The fewest MACs that keep the accuracy" in (tmp_path / "small" / "report.md").read_text()
+
+
 def test_weights_and_a_checkpoint_together_or_neither_are_refused(tmp_path: Path) -> None:
     for origin in (
         ["--checkpoint=a", "--model=ViT-digits", "--weights=b"],

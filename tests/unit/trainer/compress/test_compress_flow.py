@@ -19,6 +19,9 @@ from trainer import checkpoint, description
 from trainer.compress import latency, search, shipping
 from trainer.compress.__main__ import main
 from trainer.description import Stem
+from trainer.export import job
+from trainer.export.candidate import Candidate
+from trainer.export.fastest import Choice
 from trainer.preemption import Preemption
 
 FLOW = (
@@ -361,3 +364,45 @@ def test_a_hybrid_is_cut_in_its_stem_too_and_shipped(tmp_path: Path) -> None:
     assert (
         read_bundle(tmp_path / "small" / "models" / "student" / "1").manifest.provenance.stage == "distilled"
     )
+
+
+def test_a_stated_shape_is_shipped_and_the_report_says_so(teacher: Path, tmp_path: Path) -> None:
+    result = _run(
+        teacher,
+        tmp_path / "small",
+        "--config.budget.params=0",
+        "--config.shape.num_layers=1",
+        "--config.shape.mlp_dim=16",
+        "--config.distil.total_steps=0",
+        "--config.halving.candidates=0",
+    )
+    report = (tmp_path / "small" / "report.md").read_text()
+    assert f"Shipped as {result['shipped']['precision']}, in the sizes that were asked for." in report
+    assert "| mlp_dim | 32 | 16 | 16 |" in report
+    assert "one layer alone removed" in report
+    assert "found under another limit" not in report
+
+
+def test_a_chosen_precision_gives_way_to_fp32_where_it_has_too_little_accuracy(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Times and accuracies are invented: the smallest file is the fastest, and only fp32 keeps what the teacher has."""
+
+    def by_size(candidates: Sequence[Candidate], *_: object) -> Choice:
+        sizes = [len(one.content) / 1e4 for one in candidates]
+        timings = [Timing(size, size, 0.0, size) for size in sizes]
+        return Choice(min(candidates, key=lambda one: len(one.content)), timings)
+
+    monkeypatch.setattr(job, "fastest", by_size)
+    whole = shipping._top1
+
+    def worse_when_rounded(given: Any, served: Any) -> float:
+        return whole(given, served) if served.bundle.model_file()[0].precision == "fp32" else 0.0
+
+    monkeypatch.setattr(shipping, "_top1", worse_when_rounded)
+    asked = ("--config.budget.params=0", "--config.budget.max_drop=0.05", "--config.search=uniform")
+    rest = ("--config.distil.total_steps=0", "--config.halving.candidates=0")
+    shipped = _run(teacher, tmp_path / "small", *asked, *rest)["shipped"]
+    assert shipped["precision"] == "fp32"
+    assert shipped["why"].startswith("fp32 is shipped, as int8")
+    assert "has a validation top-1 of 0.00% and" in shipped["why"]

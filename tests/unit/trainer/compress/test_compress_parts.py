@@ -123,6 +123,17 @@ def test_what_is_within_every_limit_passes_and_each_miss_is_named() -> None:
 
 
 @pytest.mark.parametrize(
+    ("actual", "at_least", "asked"),
+    [(1.46397504, False, "1.46398"), (0.51738001, False, "0.517381"), (0.8912345, True, "0.891234")],
+)
+def test_the_nearest_possible_is_rounded_to_where_it_is_possible(
+    actual: float, at_least: bool, asked: str
+) -> None:
+    with pytest.raises(UserError, match=rf"the nearest possible is --config\.budget\.it={asked},"):
+        require([Limit("it", "ms", 2.0 if at_least else 0.1, actual, at_least)], "models/student/1")
+
+
+@pytest.mark.parametrize(
     ("key", "value", "said"),
     [
         ("until", "served", "until='served' must be one of cut, distil, export"),

@@ -109,6 +109,15 @@ def test_fisher_of_many_images_is_the_mean_of_half_the_square_over_single_images
         _equal_to_rounding(taylor[name], np.abs(gradients.mean(0)))
 
 
+def test_true_labels_take_the_place_of_those_that_the_model_says() -> None:
+    params, images = _setting()
+    ordered, labels = scores.order_dims(ONE, params, images, 40), np.arange(IMAGES) % 10
+    gates, gradient = gradient_scores.open_gates(ONE), jax.jit(jax.grad(_loss, argnums=2), static_argnums=0)
+    wanted = gradient(ONE, ordered, gates, jnp.asarray(images), jnp.asarray(labels))
+    found = scores.score(ONE, params, images, "taylor", 0, 40, labels=labels)
+    _equal_to_rounding(found["0"]["mlp"], np.abs(wanted["0"]["mlp"]))
+
+
 def test_scores_do_not_depend_on_the_batch() -> None:
     for name, value in flatten(_score(batch=IMAGES)).items():
         _equal_to_rounding(value, flatten(_score())[name])
