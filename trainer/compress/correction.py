@@ -52,8 +52,8 @@ class Line:
 def through(points: Sequence[tuple[float, float]], near: float) -> Line:
     """The line through the two of (sum, measured) that are nearest to `near`; rising in any case.
 
-    Sums that are nearly equal give a slope of noise: the second one is a twentieth away from the first at least, and a slope that is
-    far from that between the ends gives way to it.
+    Sums that are nearly equal give a slope of noise: the second one is a twentieth away from the first at least, and a slope
+    that is far from that between the ends gives way to it.
     """
     first, *others = sorted(points, key=lambda point: abs(point[1] - near))
     apart = [point for point in others if abs(point[0] - first[0]) >= _APART * first[0]]

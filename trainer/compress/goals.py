@@ -212,8 +212,8 @@ def reach(
     reached = best.measured.value / goal.asked
     if not 1 - goal.enough <= reached <= 1:
         raise UserError(
-            f"budget.{goal.name}={goal.asked:g} was not met in {len(attempts)} searches ({_said(attempts)} {goal.unit}): the nearest has "
-            f"{param_count(shape(best.found)):,} parameters and takes {best.measured.value:.4g} {goal.unit}; "
+            f"budget.{goal.name}={goal.asked:g} was not met in {len(attempts)} searches, which gave {_said(attempts)} {goal.unit}: "
+            f"the nearest has {param_count(shape(best.found)):,} parameters and takes {best.measured.value:.4g} {goal.unit}; "
             f"{_way_out(goal, best.measured.spread)}"
         )
     return best.found, _record(goal, attempts)
