@@ -177,7 +177,7 @@ def test_a_bundle_is_cut_as_the_checkpoint_that_it_was_made_of(
     teacher: Path, cut: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     bundle = tmp_path / "models" / "digits" / "1"
-    asked = job.Request(bundle, precision="fp32", calibration_examples=8)
+    asked = job.Request(bundle, precision="fp32", calibration_examples=8, min_agreement=0.9, threads=1)
     job.export(subject.from_checkpoint(str(teacher), ""), asked)
     given = [f"--weights={bundle}", f"--workdir={tmp_path / 'pruned'}", *QUICK, *ROUNDING]
     result = main([*given, "--config.budget.params=0.6"])
