@@ -43,8 +43,8 @@ class Met:
 
 
 def spread_between(least: float, most: float, count: int = _COUNT) -> list[float]:
-    """`count` budgets at equal distances strictly between `least` and `most`, rounded to three digits."""
-    return [float(f"{least + (most - least) * (i + 1) / (count + 1):.3g}") for i in range(count)]
+    """`count` budgets at equal ratios strictly between `least` and `most`, rounded to three digits."""
+    return [float(f"{least * (most / least) ** ((i + 1) / (count + 1)):.3g}") for i in range(count)]
 
 
 def define(values: flags.FlagValues) -> None:

@@ -92,13 +92,11 @@ def open_given(config: Compression, origin: Origin) -> Given:
 def _require_no_training(config: Compression) -> None:
     for key, has, wants in (
         ("until", config.until, "cut"),
-        ("distil.rungs", config.distil.rungs, 1),
-        ("halving.candidates", config.halving.candidates, 0),
         ("calibration.labelled", config.calibration.labelled, False),
     ):
         if has != wants:
             raise UserError(
-                f"{key}={has} trains and ships classifiers, and this is a pair of towers, whose image tower is only cut and "
+                f"{key}={has} is for classifiers, and this is a pair of towers, whose image tower is only cut and "
                 f"repaired: set --config.{key}={wants}, and export what it leaves with python -m trainer.export"
             )
 
@@ -108,7 +106,7 @@ def with_teacher_in(given: Given, folder: Path) -> Given:
     if not given.origin.weights or given.pair:  # of which nothing is trained
         return given
     digest, loaded = checkpoint.weights_hash(given.loaded.params), given.loaded
-    if not checkpoint.steps(folder) or checkpoint.load_card(folder).meta["weights_hash"] != digest:
+    if not checkpoint.steps(folder) or checkpoint.load(folder).meta["weights_hash"] != digest:
         clear(folder)  # of a compression that was refused
         meta = {"stage": "imported", "fingerprint": given.data.fingerprint, "dataset": given.data.name}
         checkpoint.save_model(

@@ -67,7 +67,7 @@ def export(given: Given, student: Path, workdir: Path) -> dict[str, Any]:
         return exported
     chosen, least = exported["precision"], least_top1(given)
     why = why_shipped(chosen, exported["tried"], given.config.budget.batch)
-    if least and chosen != "fp32" and (top1 := _top1(given, _served(Path(exported["bundle"])))) < least:
+    if least > 0 and chosen != "fp32" and (top1 := _top1(given, _served(Path(exported["bundle"])))) < least:
         exported = _export(given, student, workdir, "fp32")
         why = f"fp32 is shipped, as {chosen} has a validation top-1 of {top1:.2%} and {least:.2%} must remain ({why})"
     return {**exported, "why": why}

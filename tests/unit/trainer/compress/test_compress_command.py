@@ -182,10 +182,13 @@ def test_a_bundle_is_cut_as_the_checkpoint_that_it_was_made_of(
     given = [f"--weights={bundle}", f"--workdir={tmp_path / 'pruned'}", *QUICK, *ROUNDING]
     result = main([*given, "--config.budget.params=0.6"])
     assert result["params"] == cut[1]["params"]
-    both = [flatten(checkpoint.load(workdir).params) for workdir in (cut[0], tmp_path / "pruned")]
-    for name, array in both[0].items():
-        # The bundle's positions hold what the graph adds to them; float32 sums in another order.
-        np.testing.assert_allclose(both[1][name], array, atol=1e-3, err_msg=name)
+    images = preprocess.normalise(open_dataset("digits").test.images[:32], DIGITS_SPEC)
+    wanted, found = (
+        logits(one.description, one.params, images)
+        for one in map(checkpoint.load, (cut[0], tmp_path / "pruned"))
+    )
+    # The bundle holds positions with what the graph adds to them: float32 sums in another order, logits of about 10.
+    np.testing.assert_allclose(found, wanted, atol=0.01)
 
 
 def test_weights_of_another_file_are_the_teacher_where_a_refused_compression_left_its_own(
@@ -227,13 +230,13 @@ def test_the_fewest_macs_that_keep_an_accuracy_are_found_also_where_layers_are_c
             teacher,
             tmp_path / "small",
             "--config.budget.params=0",
-            "--config.budget.max_drop=0.05",
+            "--config.budget.max_drop=0.005",
             "--config.search=uniform",
             f"--config.score={score}",
         )
     )
     kept = result["validation_top1"]
-    assert kept["cut and repaired"] >= kept["teacher"] - 0.05
+    assert kept["cut and repaired"] >= kept["teacher"] - 0.005
     assert result["macs"]["actual"] < result["macs"]["teacher"]
     assert "The fewest MACs that keep the accuracy" in (tmp_path / "small" / "report.md").read_text()
 

@@ -101,7 +101,7 @@ def test_what_is_cut_is_exported_as_a_pair(cut: tuple[Params, Path, Any], tmp_pa
     assert image.golden_outputs["embeddings"].shape[1] == text.golden_outputs["embeddings"].shape[1]
 
 
-@pytest.mark.parametrize("changes", ["until=export", "distil.rungs=2", "halving.candidates=2"])
+@pytest.mark.parametrize("changes", ["until=export", "calibration.labelled=True"])
 def test_what_trains_classifiers_is_refused_for_a_pair_before_anything_is_written(
     tmp_path: Path, changes: str
 ) -> None:

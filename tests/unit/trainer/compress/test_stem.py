@@ -136,7 +136,7 @@ def test_the_search_cuts_the_unit_that_matters_least() -> None:
     teacher = Teacher(MODEL, params, images, HOW)
     judge, found = Judge(teacher), scores.score(MODEL, params, images[:24], "act", 0, 24)
     table = search.measure_losses(teacher, found, judge)
-    assert [list(curves) for curves in table[len(MODEL.blocks) :]] == [["stem"], ["stem"]]
+    assert [list(curves) for curves in table[len(MODEL.blocks) :]] == [["stem"], ["stem"], ["width"]]
     budget = int(0.7 * macs(MODEL))
     best = search.to_budget(teacher, found, table, macs, budget, ROUNDING, judge)[0]
     left = cells.groups(best.plan.shape_of(MODEL).stem)
