@@ -8,7 +8,7 @@ import pytest
 
 from serving import preprocess
 from serving.command import UserError
-from tests.support.small_models import DIGITS_SPEC, SMALL, logits, random_params, save_digits
+from tests.support.small_models import DIGITS_SPEC, SMALL, able_params, logits, random_params, save_digits
 from trainer import checkpoint, description
 from trainer.compress import repair, scores, streams
 from trainer.compress.__main__ import main
@@ -223,20 +223,21 @@ def test_weights_of_another_file_are_the_teacher_where_a_refused_compression_lef
 
 @pytest.mark.parametrize("score", ["taylor", "act"])
 def test_the_fewest_macs_that_keep_an_accuracy_are_found_also_where_layers_are_cut_alike(
-    score: str, teacher: Path, tmp_path: Path
+    score: str, tmp_path: Path
 ) -> None:
+    save_digits(tmp_path / "teacher", params=able_params())
     result = main(
         _arguments(
-            teacher,
+            tmp_path / "teacher",
             tmp_path / "small",
             "--config.budget.params=0",
-            "--config.budget.max_drop=0.005",
+            "--config.budget.max_drop=0.1",
             "--config.search=uniform",
             f"--config.score={score}",
         )
     )
     kept = result["validation_top1"]
-    assert kept["cut and repaired"] >= kept["teacher"] - 0.005
+    assert kept["cut and repaired"] >= kept["teacher"] - 0.1 > 0.2
     assert result["macs"]["actual"] < result["macs"]["teacher"]
     assert "The fewest MACs that keep the accuracy" in (tmp_path / "small" / "report.md").read_text()
 

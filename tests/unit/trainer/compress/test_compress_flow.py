@@ -14,7 +14,7 @@ from serving.bundle import read_bundle
 from serving.command import ExitCode, UserError
 from serving.timing.turns import Timing
 from tests.support.small_families import HYBRID
-from tests.support.small_models import DIGITS_SPEC, SMALL, save_digits
+from tests.support.small_models import DIGITS_SPEC, SMALL, able_params, save_digits
 from trainer import checkpoint, description
 from trainer.compress import latency, search, shipping
 from trainer.compress.__main__ import main
@@ -386,25 +386,25 @@ def test_a_stated_shape_is_shipped_and_the_report_says_so(teacher: Path, tmp_pat
 
 
 def test_a_chosen_precision_gives_way_to_fp32_where_it_has_too_little_accuracy(
-    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Times and accuracies are invented: the smallest file is the fastest, and only fp32 keeps what the teacher has."""
+    """Times and accuracies are invented: int8 is the fastest, and only fp32 keeps what the teacher has."""
 
-    def by_size(candidates: Sequence[Candidate], *_: object) -> Choice:
-        sizes = [len(one.content) / 1e4 for one in candidates]
-        timings = [Timing(size, size, 0.0, size) for size in sizes]
-        return Choice(min(candidates, key=lambda one: len(one.content)), timings)
+    def rounded_first(candidates: Sequence[Candidate], *_: object) -> Choice:
+        (int8,) = (one for one in candidates if one.precision == "int8")
+        return Choice(int8, [Timing(1.0, 1.0, 0.0, 1.0)] * len(candidates))
 
-    monkeypatch.setattr(job, "fastest", by_size)
+    monkeypatch.setattr(job, "fastest", rounded_first)
     whole = shipping._top1
 
     def worse_when_rounded(given: Any, served: Any) -> float:
         return whole(given, served) if served.bundle.model_file()[0].precision == "fp32" else 0.0
 
     monkeypatch.setattr(shipping, "_top1", worse_when_rounded)
-    asked = ("--config.budget.params=0", "--config.budget.max_drop=0.005", "--config.search=uniform")
+    asked = ("--config.budget.params=0", "--config.budget.max_drop=0.1", "--config.search=uniform")
     rest = ("--config.distil.total_steps=0", "--config.halving.candidates=0")
-    shipped = _run(teacher, tmp_path / "small", *asked, *rest)["shipped"]
+    save_digits(tmp_path / "teacher", params=able_params())
+    shipped = _run(tmp_path / "teacher", tmp_path / "small", *asked, *rest)["shipped"]
     assert shipped["precision"] == "fp32"
     assert shipped["why"].startswith("fp32 is shipped, as int8")
     assert "has a validation top-1 of 0.00% and" in shipped["why"]
