@@ -91,7 +91,8 @@ def run(bench: Bench, flag: dict[str, Any]) -> dict[str, Any]:
 
 
 def _met(bench: Bench, budget: float, flag: dict[str, Any]) -> Met:
-    name, target = f"latency-{budget:g}", bench.workdir / f"latency-{budget:g}"
+    name = f"latency-{budget:g}"
+    target = bench.workdir / name
     setting = {name: flag[name] for name in ("batch", "threads", "precision")}
     try:
         bench.compress(
@@ -102,7 +103,7 @@ def _met(bench: Bench, budget: float, flag: dict[str, Any]) -> Met:
             *(f"--config.{change}" for change in flag["set"]),
         )
     except UserError as error:  # a budget that was missed is a row as well
-        if error.exit_code != ExitCode.BAD_INPUT or not list((target / "models").glob("*/*/manifest.json")):
+        if error.exit_code != ExitCode.BAD_INPUT or not _bundles(target):
             raise
     bundle = _shipped(bench, name, target, flag["precision"])
     given = [f"--data_dir={bench.data_dir}"] if bench.data_dir else []
@@ -119,10 +120,13 @@ def _met(bench: Bench, budget: float, flag: dict[str, Any]) -> Met:
     return Met(budget, said["p50_ms"], said["median_ms"], said["spread"], said["params"], said["macs"], score)
 
 
+def _bundles(target: Path) -> list[Path]:
+    return sorted(path.parent for path in (target / "models").glob("*/*/manifest.json"))
+
+
 def _shipped(bench: Bench, name: str, target: Path, precision: str) -> Path:
     """The bundle that the compression shipped; where it ends with a checkpoint, that one exported."""
-    bundles = sorted(path.parent for path in (target / "models").glob("*/*/manifest.json"))
-    if bundles:
+    if bundles := _bundles(target):
         return bundles[0]
     bundle = bench.export("models", name, target, precision)["bundle"]
     return Path(bundle)

@@ -104,10 +104,8 @@ def _scores(given: Given, path: Path) -> Scores:
         with np.load(path) as file:
             return scoring.from_arrays(dict(file))
     teacher, config = given.teacher, given.config
-    hashes, looked_at = (
-        (given.loaded.meta["weights_hash"], given.calibration_hash),
-        search.searched(teacher.model),
-    )
+    hashes = (given.loaded.meta["weights_hash"], given.calibration_hash)
+    looked_at = search.searched(teacher.model)
     partial = Partial(
         path.with_name("scores.partial.npz"),
         f"{config.score} {config.seed} {config.calibration.labelled} {hashes}",
@@ -150,7 +148,7 @@ class _Kept:
 def _search(
     given: Given, scores: Scores, judge: RememberingJudge, goal: Goal | None, kept: _Kept
 ) -> tuple[list[Candidate], dict[str, Any]]:
-    if any(dataclasses.asdict(given.config.shape).values()):
+    if given.config.shape.stated:
         return [_stated(given, scores, judge)], {}
     within = _searcher(given, scores, judge, kept)
     if goal:

@@ -54,7 +54,7 @@ def of(budget: Budget, teacher: ViT, rounding: Rounding) -> Goal | None:
     ends = _ends(teacher, rounding)
     if budget.mib:
         goal = _size(budget, ends)
-    elif budget.latency_p50_ms or budget.latency_p99_ms:
+    elif budget.timed:
         goal = _latency(budget, ends, rounding)
     else:
         return None
@@ -214,7 +214,7 @@ def reach(
         raise UserError(
             f"budget.{goal.name}={goal.asked:g} was not met in {len(attempts)} searches, which gave {_said(attempts)} {goal.unit}: "
             f"the nearest has {param_count(shape(best.found)):,} parameters and takes {best.measured.value:.4g} {goal.unit}; "
-            f"{_way_out(goal, best.measured.spread)}"
+            f"{_way_out(goal)}"
         )
     return best.found, _record(goal, attempts)
 
@@ -223,10 +223,10 @@ def _said(attempts: list[Attempt[list[Candidate]]]) -> str:
     return ", ".join(f"{one.measured.value:.4g}" for one in attempts)
 
 
-def _way_out(goal: Goal, spread: float) -> str:
+def _way_out(goal: Goal) -> str:
     if goal.recorded or goal.unit != "ms":
         return "ask that"
-    return f"ask that, or give budget.timing_seconds more, for the machine is busy (spread {spread:.0%})"
+    return "ask that, or give budget.timing_seconds more where others use the machine as well"
 
 
 def _record(goal: Goal, attempts: list[Attempt[list[Candidate]]]) -> dict[str, object]:

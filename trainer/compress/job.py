@@ -13,7 +13,6 @@
 Run again with the same configuration, it goes on with the first stage that is not done.
 """
 
-import dataclasses
 import hashlib
 import time
 from pathlib import Path
@@ -160,7 +159,7 @@ class _Job:
             self._given.config.budget,
             self._given.config.shape,
         )
-        asked = target.asked(shape, teacher) if any(dataclasses.astuple(shape)) else None
+        asked = target.asked(shape, teacher) if shape.stated else None
         sizes = {
             name: {"teacher": cost(teacher), "asked": getattr(budget, name) or None, "actual": cost(model)}
             for name, cost in COSTS.items()

@@ -65,9 +65,8 @@ def falling(sizes: Sequence[int], losses: Sequence[float], full: int) -> Curve:
 # A block's parameters, at its own shape, by the size that is kept of one kind.
 Smaller = Callable[[int], Params]
 LayerCurves = Mapping[str, Curve]  # heads, query_key, value, mlp, block; heads, mlp and block from 0 on
-Losses = Sequence[
-    LayerCurves
-]  # by layer; behind these the units of a stem (stem), and the residual stream (width)
+# By layer; behind these the units of a stem (stem), and the residual stream (width).
+Losses = Sequence[LayerCurves]
 
 
 def plain(losses: Losses) -> list[dict[str, list[list[float]]]]:

@@ -168,9 +168,8 @@ def logits_behind(model: ViT, params: Params, stream: Array, first: int, size: i
     def said(blocks: Params, stream: Any) -> jax.Array:
         return reading(rest, through(model, blocks, stream, first, len(model.blocks)))
 
-    return in_batches(
-        said, params.get("blocks", {}), stream, size
-    )  # a model without blocks has no such parameters
+    # A model without blocks has no such parameters.
+    return in_batches(said, params.get("blocks", {}), stream, size)
 
 
 def read(model: ViT, params: Params, stream: jax.Array) -> jax.Array:

@@ -49,6 +49,11 @@ class Budget:
         str, "file that python -m serving.timing wrote: the latency is that device's; empty: this machine's"
     ]
 
+    @property
+    def timed(self) -> bool:
+        """Whether a latency is limited."""
+        return bool(self.latency_p50_ms or self.latency_p99_ms)
+
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
@@ -65,6 +70,11 @@ class Shape:
         int, "of 32 groups of channels inside each unit of a hybrid's stem; 0 keeps the teacher's"
     ]
     merge: Annotated[int, "pairs of tokens that each block from the third on makes one of; 0: none more"]
+
+    @property
+    def stated(self) -> bool:
+        """Whether any size was."""
+        return any(dataclasses.astuple(self))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +233,7 @@ class Compression:
     @property
     def shipped_precision(self) -> str:
         """The precision that the exporter is asked for: a limit on file or time is on a file of its own precision."""
-        limited = self.budget.mib or self.budget.latency_p50_ms or self.budget.latency_p99_ms
+        limited = self.budget.mib or self.budget.timed
         return self.export.precision or (self.budget.precision if limited else AUTO)
 
     def _check_rest(self, found: Problems) -> None:
@@ -261,7 +271,7 @@ class Compression:
                 f"distil.feature_weight={distil.feature_weight:g} matches blocks of one cut with those of its teacher; "
                 f"set {name}={alone}, not {value}, or distil.feature_weight=0",
             )
-        laddered = distil.rungs != 1 and any(dataclasses.asdict(self.shape).values())
+        laddered = distil.rungs != 1 and self.shape.stated
         found.check(not laddered, f"distil.rungs={distil.rungs} is for a budget; with shape.* set it to 1")
         name, share = self.export.name, self.export.min_agreement
         found.check(
@@ -295,9 +305,8 @@ class Compression:
             value = getattr(self.budget, name)
             found.check(0 <= value < 1, f"budget.{name}={value} must be a fraction in (0, 1), or 0: no limit")
         found.check_at_least(1, **{"budget.batch": self.budget.batch})
-        timed = self.budget.latency_p50_ms or self.budget.latency_p99_ms
         found.check(
-            not self.budget.profile or bool(timed),
+            not self.budget.profile or self.budget.timed,
             f"budget.profile={self.budget.profile} is for budget.latency_p50_ms or latency_p99_ms; leave it out",
         )
         found.check(

@@ -112,11 +112,7 @@ class Record:
     def _shape(self) -> Facts:
         """Every size that was stated, where any was: the teacher's, as asked and as it came out."""
         teacher, shape = self.given.teacher.model, self.given.config.shape
-        return target.report(teacher, target.asked(shape, teacher), self._model) if self._stated else {}
-
-    @property
-    def _stated(self) -> bool:
-        return any(dataclasses.astuple(self.given.config.shape))
+        return target.report(teacher, target.asked(shape, teacher), self._model) if shape.stated else {}
 
     def _accuracy(self) -> list[Facts]:
         count = len(self.given.data.validation)
@@ -151,7 +147,7 @@ class Record:
         """Why a plan was not taken; empty for the one that was."""
         if plan == self.chosen.plan:
             return ""
-        if self._stated:
+        if self.given.config.shape.stated:
             return "one layer alone removed, to tell which are missed least"
         teacher, best = self.cut_from.teacher.model, self.chosen.divergence
         cost, most = choosing.limit_of(self.cut_from)
@@ -181,7 +177,7 @@ class Record:
             why = f"{sum(row['steps'] for row in rounds)} steps of distillation brought it nearest to the teacher"
             place = self.halving[0]["before"] + 1
             return f"“{one.made_by}” was chosen: {why}; before them it was number {place} of {len(self.halving)}."
-        if self._stated:
+        if self.given.config.shape.stated:
             return f"Its sizes were stated (KL {one.divergence:.4g} nats on held-out images)."
         why = f"of the plans within the budget it is nearest to the teacher (KL {one.divergence:.4g} nats on held-out images)"
         return f"“{one.made_by}” was chosen: {why}; {others} others were cut, repaired and judged."

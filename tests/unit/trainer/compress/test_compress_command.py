@@ -8,7 +8,8 @@ import pytest
 
 from serving import preprocess
 from serving.command import UserError
-from tests.support.small_models import DIGITS_SPEC, SMALL, able_params, logits, random_params, save_digits
+from tests.support.compressions import cut_arguments
+from tests.support.small_models import DIGITS_SPEC, SMALL, logits, random_params, save_digits
 from trainer import checkpoint, description
 from trainer.compress import repair, scores, streams
 from trainer.compress.__main__ import main
@@ -16,36 +17,14 @@ from trainer.compress.plan import Layer, Plan
 from trainer.compress.search import divergence
 from trainer.compress.validation import top1
 from trainer.data.datasets import open_dataset
-from trainer.export import job, subject
 from trainer.models.build import flatten
-from trainer.weights.save import save_npz
-
-# Few images and few moves: the job is the same, and a test waits for it.
-QUICK = (
-    "--config=configs/compress.py",
-    "--config.calibration.examples=256",
-    "--config.calibration.batch=64",
-    "--config.until=cut",
-)
-ROUNDING = ("--config.round_mlp=16",)
-
-
-def _arguments(teacher: Path, workdir: Path, *more: str) -> list[str]:
-    return [f"--checkpoint={teacher}", f"--workdir={workdir}", *QUICK, *ROUNDING, *more]
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("teacher")
-    save_digits(path)
-    return path
 
 
 @pytest.fixture(scope="module")
 def cut(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A workdir cut to 60 % of the parameters, and the command's result."""
     workdir = tmp_path_factory.mktemp("pruned")
-    return workdir, main(_arguments(teacher, workdir, "--config.budget.params=0.6"))
+    return workdir, main(cut_arguments(teacher, workdir, "--config.budget.params=0.6"))
 
 
 def test_the_result_says_what_was_asked_what_came_out_and_what_it_is_worth(
@@ -118,7 +97,7 @@ def test_the_model_that_is_loaded_says_what_the_cut_model_said(
 
     monkeypatch.setattr(checkpoint, "save_model", watched)
     main(
-        _arguments(
+        cut_arguments(
             teacher,
             tmp_path,
             "--config.shape.num_layers=1",
@@ -132,124 +111,6 @@ def test_the_model_that_is_loaded_says_what_the_cut_model_said(
     images = preprocess.normalise(open_dataset("digits").test.images[:32], DIGITS_SPEC)
     wanted = logits(card.description, params, images)
     np.testing.assert_array_equal(logits(loaded.description, loaded.params, images), wanted)
-
-
-def test_weights_of_a_named_model_are_cut_in_every_stated_size_and_the_result_says_so(tmp_path: Path) -> None:
-    whole = description.named("ViT-digits", (8, 8), 3, 10)
-    save_npz(tmp_path / "digits.npz", whole, random_params(whole))
-    sizes = {"hidden_size": 32, "num_heads": 2, "qk_dim": 8, "v_dim": 4, "mlp_dim": 64}
-    result = main(
-        [
-            "--model=ViT-digits",
-            f"--weights={tmp_path / 'digits.npz'}",
-            f"--workdir={tmp_path / 'pruned'}",
-            *QUICK,
-            *(f"--config.shape.{name}={size}" for name, size in sizes.items()),
-        ]
-    )
-    assert result["shape"] == {
-        "num_layers": {"teacher": 6, "asked": 6, "actual": 6},
-        "hidden_size": {"teacher": 64, "asked": 32, "actual": 32},
-        "num_heads": {"teacher": 4, "asked": 2, "actual": 2},
-        "qk_dim": {"teacher": 16, "asked": 8, "actual": 8},
-        "v_dim": {"teacher": 16, "asked": 4, "actual": 4},
-        "mlp_dim": {"teacher": 256, "asked": 64, "actual": 64},
-    }
-    student = checkpoint.load(tmp_path / "pruned")  # refuses arrays of other shapes than the description's
-    assert student.description.width == 32
-    assert student.description.blocks == (description.Block(2, 8, 4, 64),) * 6
-    # The teacher lies beside it as a checkpoint, with which a distillation matches the student's blocks.
-    assert (
-        student.meta["teacher_hash"] == checkpoint.load(tmp_path / "pruned" / "teacher").meta["weights_hash"]
-    )
-
-
-def test_weights_with_another_number_of_classes_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
-    whole = description.named("ViT-digits", (8, 8), 3, 7)
-    save_npz(tmp_path / "seven.npz", whole, random_params(whole))
-    origin = ["--model=ViT-digits", f"--weights={tmp_path / 'seven.npz'}"]
-    with pytest.raises(UserError, match="data set digits has 10 classes, the weights have 7"):
-        main([*origin, f"--workdir={tmp_path / 'pruned'}", *QUICK])
-    assert not (tmp_path / "pruned").exists()
-
-
-def test_a_bundle_is_cut_as_the_checkpoint_that_it_was_made_of(
-    teacher: Path, cut: tuple[Path, dict[str, Any]], tmp_path: Path
-) -> None:
-    bundle = tmp_path / "models" / "digits" / "1"
-    asked = job.Request(bundle, precision="fp32", calibration_examples=8, min_agreement=0.9, threads=1)
-    job.export(subject.from_checkpoint(str(teacher), ""), asked)
-    given = [f"--weights={bundle}", f"--workdir={tmp_path / 'pruned'}", *QUICK, *ROUNDING]
-    result = main([*given, "--config.budget.params=0.6"])
-    assert result["params"] == cut[1]["params"]
-    images = preprocess.normalise(open_dataset("digits").test.images[:32], DIGITS_SPEC)
-    wanted, found = (
-        logits(one.description, one.params, images)
-        for one in map(checkpoint.load, (cut[0], tmp_path / "pruned"))
-    )
-    # The bundle holds positions with what the graph adds to them: float32 sums in another order, logits of about 10.
-    np.testing.assert_allclose(found, wanted, atol=0.01)
-
-
-def test_weights_of_another_file_are_the_teacher_where_a_refused_compression_left_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = description.named("ViT-digits", (8, 8), 3, 10)
-    files = [tmp_path / "first.npz", tmp_path / "second.npz"]
-    for seed, file in enumerate(files):
-        save_npz(file, whole, random_params(whole, seed=seed))
-    shape = ["--config.shape.num_heads=2", "--config.shape.mlp_dim=64"]
-
-    def asked(file: Path) -> list[str]:
-        return ["--model=ViT-digits", f"--weights={file}", f"--workdir={tmp_path / 'pruned'}", *QUICK, *shape]
-
-    def refuse(*_: object) -> None:
-        raise UserError("refused")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("trainer.compress.choosing.choose", refuse)
-        with pytest.raises(UserError, match="refused"):
-            main(asked(files[0]))
-    main(asked(files[1]))
-    beside, student = (
-        checkpoint.load(tmp_path / "pruned" / "teacher"),
-        checkpoint.load_card(tmp_path / "pruned"),
-    )
-    assert student.meta["teacher_hash"] == beside.meta["weights_hash"]
-    np.testing.assert_array_equal(
-        beside.params["head"]["kernel"], random_params(whole, seed=1)["head"]["kernel"]
-    )
-
-
-@pytest.mark.parametrize("score", ["taylor", "act"])
-def test_the_fewest_macs_that_keep_an_accuracy_are_found_also_where_layers_are_cut_alike(
-    score: str, tmp_path: Path
-) -> None:
-    save_digits(tmp_path / "teacher", params=able_params())
-    result = main(
-        _arguments(
-            tmp_path / "teacher",
-            tmp_path / "small",
-            "--config.budget.params=0",
-            "--config.budget.max_drop=0.1",
-            "--config.search=uniform",
-            f"--config.score={score}",
-        )
-    )
-    kept = result["validation_top1"]
-    assert kept["cut and repaired"] >= kept["teacher"] - 0.1 > 0.2
-    assert result["macs"]["actual"] < result["macs"]["teacher"]
-    assert "The fewest MACs that keep the accuracy" in (tmp_path / "small" / "report.md").read_text()
-
-
-def test_weights_and_a_checkpoint_together_or_neither_are_refused(tmp_path: Path) -> None:
-    for origin in (
-        ["--checkpoint=a", "--model=ViT-digits", "--weights=b"],
-        ["--checkpoint=a", "--model=ViT-digits"],
-        ["--model=Ti_16"],
-    ):
-        with pytest.raises(UserError, match="one of --checkpoint and --weights"):
-            main([*origin, f"--workdir={tmp_path / 'pruned'}", *QUICK])
 
 
 @pytest.mark.parametrize("batch", [64, 128, 180, 256])
@@ -307,7 +168,7 @@ def test_the_checkpoint_says_where_it_came_from(teacher: Path, cut: tuple[Path, 
 def test_the_same_cut_again_gives_the_same_weights(
     teacher: Path, cut: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
-    main(_arguments(teacher, tmp_path, "--config.budget.params=0.6"))
+    main(cut_arguments(teacher, tmp_path, "--config.budget.params=0.6"))
     assert checkpoint.load(tmp_path).meta["weights_hash"] == checkpoint.load(cut[0]).meta["weights_hash"]
 
 
@@ -322,20 +183,20 @@ def test_a_workdir_of_another_compression_is_refused_by_what_differs_and_kept(
     workdir, _ = cut
     before = _files(workdir)
     with pytest.raises(UserError, match=r"budget\.params is 0\.6 there, 0\.5 now; give another --workdir"):
-        main(_arguments(teacher, workdir, "--config.budget.params=0.5"))
+        main(cut_arguments(teacher, workdir, "--config.budget.params=0.5"))
     assert _files(workdir) == before
 
 
 def test_a_workdir_of_another_teacher_is_refused(cut: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     save_digits(tmp_path, params=random_params(SMALL, seed=1))
     with pytest.raises(UserError, match="holds a compression of another teacher: sha256"):
-        main(_arguments(tmp_path, cut[0], "--config.budget.params=0.6"))
+        main(cut_arguments(tmp_path, cut[0], "--config.budget.params=0.6"))
 
 
 def test_a_workdir_with_a_checkpoint_of_something_else_is_refused_and_kept(teacher: Path) -> None:
     before = _files(teacher)
     with pytest.raises(UserError, match=f"{teacher} already holds a checkpoint"):
-        main(_arguments(teacher, teacher, "--config.budget.params=0.5"))
+        main(cut_arguments(teacher, teacher, "--config.budget.params=0.5"))
     assert _files(teacher) == before
 
 
@@ -344,7 +205,7 @@ def test_the_same_command_again_tells_the_same_without_doing_it_again(
 ) -> None:
     workdir, result = cut
     monkeypatch.setattr("trainer.compress.choosing.choose", None)  # not to be called
-    again = main(_arguments(teacher, workdir, "--config.budget.params=0.6"))
+    again = main(cut_arguments(teacher, workdir, "--config.budget.params=0.6"))
     assert {**again, "seconds": result["seconds"]} == result
 
 
@@ -369,7 +230,7 @@ def test_what_cannot_be_done_is_refused_with_its_numbers_and_nothing_is_written(
 ) -> None:
     workdir = tmp_path / "pruned"
     with pytest.raises(UserError, match=message):
-        main(_arguments(teacher, workdir, *more))
+        main(cut_arguments(teacher, workdir, *more))
     assert not workdir.exists()
 
 
@@ -379,13 +240,13 @@ def test_a_data_set_of_other_classes_is_refused_and_nothing_is_written(tmp_path:
     with pytest.raises(
         UserError, match=r"data set digits has the classes 0, 1, .* the model knows cat, dog, cow"
     ):
-        main(_arguments(teacher, workdir))
+        main(cut_arguments(teacher, workdir))
     assert not workdir.exists()
 
 
 def test_a_missing_checkpoint_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no checkpoint under"):
-        main(_arguments(tmp_path / "nowhere", tmp_path / "pruned"))
+        main(cut_arguments(tmp_path / "nowhere", tmp_path / "pruned"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -401,5 +262,5 @@ def test_a_teacher_with_nan_is_refused_by_the_name_of_its_array(tmp_path: Path) 
     params["patch"]["bias"][3] = np.nan
     save_digits(tmp_path / "teacher", params=params)
     with pytest.raises(UserError, match="the teacher's array patch/bias holds NaN or infinity"):
-        main(_arguments(tmp_path / "teacher", tmp_path / "small", "--config.budget.params=0.6"))
+        main(cut_arguments(tmp_path / "teacher", tmp_path / "small", "--config.budget.params=0.6"))
     assert not (tmp_path / "small" / "compression.json").exists()

@@ -1,0 +1,223 @@
+"""Everything that can be asked of the whole command: budgets of each kind, stated sizes, ladders, hybrids."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.bundle import read_bundle
+from serving.command import UserError
+from serving.timing.turns import Timing
+from tests.support.compressions import cut_arguments, run_flow
+from tests.support.small_families import HYBRID
+from tests.support.small_models import DIGITS_SPEC, SMALL, able_params, save_digits
+from trainer import checkpoint, description
+from trainer.compress import latency, shipping
+from trainer.compress.__main__ import main
+from trainer.description import Stem
+from trainer.export import job
+from trainer.export.candidate import Candidate
+from trainer.export.fastest import Choice
+
+
+def test_a_ladder_cuts_and_distils_rung_by_rung_to_the_budget(teacher: Path, tmp_path: Path) -> None:
+    more = ("--config.distil.rungs=2", "--config.halving.candidates=0", "--config.until=distil")
+    result = run_flow(teacher, tmp_path, *more)
+    (rung,) = json.loads((tmp_path / "report.json").read_text())["rungs"]
+    whole = description.param_count(SMALL)
+    assert result["params"]["actual"] <= 0.6 * whole
+    assert (
+        result["params"]["actual"] < rung["params"] <= 0.6**0.5 * whole * 1.02
+    )  # what one cut gives is below 0.6
+    first = checkpoint.load(teacher).meta["weights_hash"]
+    for folder in (tmp_path / "ladder" / "1" / "distil", tmp_path / "distil"):
+        assert checkpoint.load_card(folder).meta["teacher_hash"] == first  # the teacher stays the first one
+    between = checkpoint.load(tmp_path / "ladder" / "1" / "distil").meta["weights_hash"]
+    assert checkpoint.load_card(tmp_path).meta["teacher_hash"] == between  # what the last cut was made from
+    assert {"teacher", "last rung", "distilled"} <= result["validation_top1"].keys()
+
+
+def test_sizes_fall_with_the_budget(teacher: Path, tmp_path: Path) -> None:
+    found = [
+        run_flow(
+            teacher,
+            tmp_path / str(kept),
+            f"--config.budget.macs={kept}",
+            "--config.budget.params=0",
+            "--config.until=cut",
+            "--config.halving.candidates=0",
+            "--config.round_mlp=8",
+        )
+        for kept in (0.3, 0.55, 0.9)
+    ]
+    macs = [result["macs"]["actual"] for result in found]
+    params = [result["params"]["actual"] for result in found]
+    assert macs == sorted(set(macs))
+    assert params == sorted(params)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (
+            ("--config.budget.params=0", "--config.budget.min_top1=0.99"),
+            r"budget\.min_top1=0\.99 is above the teacher's own 0\.\d+ on the validation images; ask at most that",
+        ),
+        (
+            ("--config.budget.params=0", "--config.budget.mib=0.0001"),
+            r"is below the [\d.]+ MiB that one block needs; give at least that",
+        ),
+    ],
+)
+def test_an_impossible_budget_is_refused_with_the_nearest_possible(
+    more: tuple[str, ...], said: str, teacher: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=said):
+        run_flow(teacher, tmp_path / "small", *more)
+    assert not (tmp_path / "small").exists()
+
+
+def _by_size(
+    files: Sequence[bytes], inputs: Sequence[object], threads: int, seconds: float = 0.0
+) -> list[Timing]:
+    """A machine that takes a millisecond a call and another for every 10 kB of the file."""
+    times = [1 + len(content) / 1e4 for content in files]
+    return [Timing(taken, 2 * taken, 0.01, taken) for taken in times]
+
+
+def test_a_latency_is_met_by_what_is_shipped_as_it_is_timed_in_the_end(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(latency, "time_models", _by_size)
+    (whole,) = _by_size([latency.graph_bytes(SMALL, "fp32")], [], 1)
+    asked = 1 + 0.7 * (whole.p50_ms - 1)
+    result = run_flow(
+        teacher,
+        tmp_path / "small",
+        "--config.budget.params=0",
+        f"--config.budget.latency_p50_ms={asked}",
+        "--config.round_mlp=4",
+    )
+    assert 0.9 * asked <= result["shipped"]["latency"]["p50_ms"] <= asked
+    (bundle,) = (tmp_path / "small" / "models").glob("*/*/model.onnx")
+    assert result["shipped"]["latency"]["p50_ms"] == 1 + bundle.stat().st_size / 1e4
+    report = (tmp_path / "small" / "report.md").read_text()
+    assert "How the budget was met" in report
+    assert f"| latency_p50_ms | {asked:g} |" in report
+
+
+@pytest.mark.parametrize("loss", ["hard", "token"])
+def test_a_file_of_so_many_mib_is_trained_as_it_will_be_rounded_and_taught_in_every_way(
+    loss: str, tmp_path: Path
+) -> None:
+    model = dataclasses.replace(SMALL, pooling="cls", distilled=loss == "token")
+    save_digits(tmp_path / "teacher", model)
+    most = 0.75 * len(latency.graph_bytes(model, "int8_weights")) / 2**20
+    result = run_flow(
+        tmp_path / "teacher",
+        tmp_path / "small",
+        "--config.budget.params=0",
+        f"--config.budget.mib={most}",
+        "--config.budget.precision=int8_weights",
+        f"--config.distil.distill_loss={loss}",
+        "--config.distil.qat_steps=2",
+        "--config.distil.teacher_epochs=1",
+        f"--config.distil.teacher_cache={tmp_path / 'answers'}",
+        "--config.halving.candidates=0",
+        "--config.export.min_agreement=0.5",  # random weights are unsure of every image
+    )
+    assert result["shipped"]["precision"] == "int8_weights"
+    assert result["shipped"]["mib"] <= most
+    assert list((tmp_path / "answers").iterdir())
+    said = checkpoint.load_card(tmp_path / "small" / "distil").meta["config_text"]
+    assert f'distill_loss = "{loss}"' in said
+
+
+@pytest.mark.slow
+def test_a_hybrid_is_cut_in_its_stem_too_and_shipped(tmp_path: Path) -> None:
+    model = dataclasses.replace(HYBRID, image_size=(40, 40), channels=1, stem=Stem(32, (1, 1)), patch_size=1)
+    spec = dataclasses.replace(DIGITS_SPEC, height=40, width=40)
+    save_digits(tmp_path / "teacher", model, spec=spec)
+    result = run_flow(
+        tmp_path / "teacher",
+        tmp_path / "small",
+        "--config.budget.params=0",
+        "--config.budget.macs=0.5",
+        "--config.calibration.examples=128",
+        "--config.calibration.batch=32",
+        "--config.distil.total_steps=2",
+        "--config.halving.candidates=0",
+    )
+    shipped = checkpoint.load_card(tmp_path / "small" / "distil").description
+    assert shipped.stem.groups_by_unit != model.stem.groups_by_unit
+    assert result["shipped"]["macs"] == description.macs(shipped) <= 0.5 * description.macs(model)
+    assert (
+        read_bundle(tmp_path / "small" / "models" / "student" / "1").manifest.provenance.stage == "distilled"
+    )
+
+
+def test_a_stated_shape_is_shipped_and_the_report_says_so(teacher: Path, tmp_path: Path) -> None:
+    result = run_flow(
+        teacher,
+        tmp_path / "small",
+        "--config.budget.params=0",
+        "--config.shape.num_layers=1",
+        "--config.shape.mlp_dim=16",
+        "--config.distil.total_steps=0",
+        "--config.halving.candidates=0",
+    )
+    report = (tmp_path / "small" / "report.md").read_text()
+    assert f"Shipped as {result['shipped']['precision']}, in the sizes that were asked for." in report
+    assert "| mlp_dim | 32 | 16 | 16 |" in report
+    assert "one layer alone removed" in report
+    assert "found under another limit" not in report
+
+
+def test_a_chosen_precision_gives_way_to_fp32_where_it_has_too_little_accuracy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Times and accuracies are invented: int8 is the fastest, and only fp32 keeps what the teacher has."""
+
+    def rounded_first(candidates: Sequence[Candidate], *_: object) -> Choice:
+        (int8,) = (one for one in candidates if one.precision == "int8")
+        return Choice(int8, [Timing(1.0, 1.0, 0.0, 1.0)] * len(candidates))
+
+    monkeypatch.setattr(job, "fastest", rounded_first)
+    whole = shipping._top1
+
+    def worse_when_rounded(given: Any, served: Any) -> float:
+        return whole(given, served) if served.bundle.model_file()[0].precision == "fp32" else 0.0
+
+    monkeypatch.setattr(shipping, "_top1", worse_when_rounded)
+    asked = ("--config.budget.params=0", "--config.budget.max_drop=0.1", "--config.search=uniform")
+    rest = ("--config.distil.total_steps=0", "--config.halving.candidates=0")
+    save_digits(tmp_path / "teacher", params=able_params())
+    shipped = run_flow(tmp_path / "teacher", tmp_path / "small", *asked, *rest)["shipped"]
+    assert shipped["precision"] == "fp32"
+    assert shipped["why"].startswith("fp32 is shipped, as int8")
+    assert "has a validation top-1 of 0.00% and" in shipped["why"]
+
+
+@pytest.mark.parametrize("score", ["taylor", "act"])
+def test_the_fewest_macs_that_keep_an_accuracy_are_found_also_where_layers_are_cut_alike(
+    score: str, tmp_path: Path
+) -> None:
+    save_digits(tmp_path / "teacher", params=able_params())
+    result = main(
+        cut_arguments(
+            tmp_path / "teacher",
+            tmp_path / "small",
+            "--config.budget.params=0",
+            "--config.budget.max_drop=0.1",
+            "--config.search=uniform",
+            f"--config.score={score}",
+        )
+    )
+    kept = result["validation_top1"]
+    assert kept["cut and repaired"] >= kept["teacher"] - 0.1 > 0.2
+    assert result["macs"]["actual"] < result["macs"]["teacher"]
+    assert "The fewest MACs that keep the accuracy" in (tmp_path / "small" / "report.md").read_text()
