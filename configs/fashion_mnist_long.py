@@ -40,9 +40,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.qat_steps = 0
     config.batch = 128
     config.batch_eval = 500
-    config.total_steps = 12_000  # 28 times all images
-    config.warmup_steps = 600
-    config.base_lr = 1e-3 if role == "base" else 5e-4
+    config.total_steps = 6_000 if role == "base" else 12_000  # 13 or 26 times all images
+    config.warmup_steps = 300 if role == "base" else 600
+    config.optim = "muon" if role == "base" else "adamw"
+    config.base_lr = 1.5e-3 if role == "base" else 5e-4
     config.wd = 0.05
     config.do = 0.0
     config.sd = 0.0 if role == "base" else 0.1

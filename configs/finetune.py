@@ -46,6 +46,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.batch_eval = 120
     config.total_steps = 200
     config.warmup_steps = 20
+    config.optim = "adamw"
     config.base_lr = 3e-4
     config.wd = 0.05
     config.do = 0.0

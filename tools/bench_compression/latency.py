@@ -55,6 +55,13 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("batch", 1, "Images in a call.", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("threads", 1, "Threads of the runtime.", lower_bound=1, flag_values=values)
     flags.DEFINE_enum("precision", "fp32", list(PRECISIONS), "Of the shipped file.", flag_values=values)
+    flags.DEFINE_float(
+        "seconds",
+        30.0,
+        "Of every timing: the search's, and the one afresh.",
+        lower_bound=0.1,
+        flag_values=values,
+    )
     flags.DEFINE_integer("examples", 1024, "Calibration images.", lower_bound=1, flag_values=values)
     flags.DEFINE_multi_string(
         "set", [], "key=value of the compression's recipe to change; may be repeated.", flag_values=values
@@ -70,6 +77,7 @@ def run(bench: Bench, flag: dict[str, Any]) -> dict[str, Any]:
         f"--batch={flag['batch']}",
         f"--threads={flag['threads']}",
         f"--precision={flag['precision']}",
+        f"--seconds={flag['seconds']:g}",
     )
     budgets = spread_between(ends["least_ms"], ends["teacher_ms"])
     if flag["budgets"] != [_AUTO]:
@@ -84,7 +92,7 @@ def run(bench: Bench, flag: dict[str, Any]) -> dict[str, Any]:
     path, labels = bench.workdir / f"{NAME}.png", ("p50 of the shipped model, ms", "test top-1, %")
     record.plot(path, {"shipped": points}, labels, ("teacher", 100 * teacher.top1))
     rows = [{**dataclasses.asdict(one), "ratio": one.ratio, "within": one.within} for one in found]
-    setting = {name: flag[name] for name in ("batch", "threads", "precision")}
+    setting = {name: flag[name] for name in ("batch", "threads", "precision", "seconds")}
     said = {"ends": ends, "setting": setting, "teacher": vars(teacher), "rows": rows}
     text = markdown(teacher, ends["teacher_ms"], setting, found)
     return record.write(NAME, bench.results, bench.workdir, bench.command, said, text)
@@ -99,6 +107,7 @@ def _met(bench: Bench, budget: float, flag: dict[str, Any]) -> Met:
             name,
             f"--config.budget.latency_p50_ms={budget:g}",
             *(f"--config.budget.{key}={value}" for key, value in setting.items()),
+            f"--config.budget.timing_seconds={flag['seconds']:g}",
             f"--config.calibration.examples={flag['examples']}",
             *(f"--config.{change}" for change in flag["set"]),
         )
@@ -114,6 +123,7 @@ def _met(bench: Bench, budget: float, flag: dict[str, Any]) -> Met:
         f"--dataset={bench.dataset}",
         f"--batch={flag['batch']}",
         f"--threads={flag['threads']}",
+        f"--seconds={flag['seconds']:g}",
         *given,
     )
     score = Score.counted(said["correct"], said["examples"])

@@ -99,6 +99,7 @@ class Distil:
     warmup_steps: Annotated[int, "of the learning rate, from 0 to base_lr"]
     batch: Annotated[int, "images of one step"]
     batch_eval: Annotated[int, "images per batch of the evaluation"]
+    optim: Annotated[str, "adamw or muon"]
     base_lr: Annotated[float, "largest learning rate; a cosine to 0 follows"]
     wd: Annotated[float, "decoupled weight decay"]
     do: Annotated[float, "dropout rate"]

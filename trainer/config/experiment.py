@@ -7,6 +7,7 @@ from typing import Annotated
 
 from trainer.config.fields import Problems
 
+OPTIMISERS = ("adamw", "muon")
 AUGMENTATIONS = ("none", "shift", "shift_flip")
 DISTILL_LOSSES = ("soft", "hard", "token", "token_soft")
 DECAYS = ("linear", "cosine")
@@ -75,8 +76,11 @@ class Experiment:
     batch_eval: Annotated[int, "images per batch of the evaluation"]
     total_steps: Annotated[int, "when training ends"]
     warmup_steps: Annotated[int, "of the learning rate, from 0 to base_lr"]
+    optim: Annotated[
+        str, "adamw, or muon: kernels of all blocks along orthogonal directions, AdamW for the rest"
+    ]
     base_lr: Annotated[float, "largest learning rate; a cosine to 0 follows"]
-    wd: Annotated[float, "decoupled weight decay, multiplied by the learning rate as optax.adamw does"]
+    wd: Annotated[float, "decoupled weight decay, multiplied by the learning rate as optax does"]
     do: Annotated[float, "dropout rate"]
     sd: Annotated[float, "stochastic depth rate of the last block"]
     label_smoothing: Annotated[float, "share of each label that goes to all classes"]
@@ -168,6 +172,7 @@ class Experiment:
 
     def _check_choices(self, found: Problems) -> None:
         for name, allowed in (
+            ("optim", OPTIMISERS),
             ("distill_loss", DISTILL_LOSSES),
             ("distill_decay", DECAYS),
             ("feature_loss", FEATURE_LOSSES),

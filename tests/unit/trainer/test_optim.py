@@ -79,6 +79,36 @@ def test_gradients_are_clipped_to_their_global_norm() -> None:
         np.testing.assert_allclose(updates["kernel"], expected["kernel"], rtol=1e-5)  # float32 moments
 
 
+def test_muon_moves_the_kernels_of_blocks_along_orthogonal_directions() -> None:
+    """Newton and Schulz's five steps bring singular values between 0.7 and 1.2 (the post's section on coefficients)."""
+    settings = experiment(warmup_steps=0, wd=0.0, optim="muon", grad_norm_clip=1e9)
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), param_shapes(UNEVEN))
+    keys = iter(jax.random.split(jax.random.key(0), 999))
+    gradients = jax.tree.map(lambda leaf: jax.random.normal(next(keys), leaf.shape), params)
+    tx = optim.optimiser(settings)
+    updates, _ = tx.update(gradients, tx.init(params), params)
+    for name, rows in (
+        ("blocks/0/attention/query", 16),
+        ("blocks/0/attention/out", 16),
+        ("blocks/0/mlp/fc1", 16),
+    ):
+        update = np.asarray(flatten(updates)[f"{name}/kernel"])
+        matrix = update.reshape((rows, -1) if not name.endswith("out") else (-1, rows))
+        values = np.linalg.svd(matrix / (0.5 * 0.2 * np.sqrt(max(matrix.shape))), compute_uv=False)
+        assert np.all((values > 0.6) & (values < 1.3)), name
+
+
+def test_muon_leaves_all_but_the_kernels_of_blocks_to_adam() -> None:
+    settings = experiment(warmup_steps=0, optim="muon")
+    ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), param_shapes(UNEVEN))
+    tx, nothing = optim.optimiser(settings), jax.tree.map(jnp.zeros_like, ones)
+    updates, _ = tx.update(nothing, tx.init(ones), ones)
+    decayed = {name for name, update in flatten(updates).items() if np.any(update)}
+    assert decayed == {
+        name for name in flatten(ones) if name.startswith("blocks/") and name.endswith("/kernel")
+    }
+
+
 def test_the_first_update_follows_the_warm_up_from_0() -> None:
     updates = _first_updates(experiment(), {"kernel": jnp.ones(3), "bias": jnp.ones(3)})
     assert all(np.array_equal(update, np.zeros(3)) for update in updates.values())
