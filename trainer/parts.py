@@ -107,15 +107,21 @@ _IMITATIONS = {
 }
 
 
-def _objective(experiment: Experiment, model: Classifier, teacher: Teacher | None) -> Objective:
-    if teacher is None:
-        return objectives.classification(experiment.label_smoothing)
-    imitate, token = _IMITATIONS[experiment.distill_loss]
-    if token and not getattr(model, "distilled", False):
+def check_token(experiment: Experiment, student: Classifier) -> None:
+    """Refuses a distillation by a token that `student` lacks."""
+    _, token = _IMITATIONS[experiment.distill_loss]
+    if token and not getattr(student, "distilled", False):
         raise UserError(
             f"distill_loss={experiment.distill_loss!r} needs a student with a distillation token, such as DeiT-Ti_16; "
             "use soft or hard"
         )
+
+
+def _objective(experiment: Experiment, model: Classifier, teacher: Teacher | None) -> Objective:
+    if teacher is None:
+        return objectives.classification(experiment.label_smoothing)
+    imitate, token = _IMITATIONS[experiment.distill_loss]
+    check_token(experiment, model)
     steps, kind = experiment.total_steps, experiment.distill_decay
     alpha = schedules.decay(experiment.distill_weight, experiment.distill_weight_end, steps, kind)
     begin, end = experiment.distill_temperature, experiment.distill_temperature_end

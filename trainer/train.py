@@ -44,13 +44,14 @@ def train(experiment: Experiment, workdir: Path) -> dict[str, object]:
     with Preemption() as preemption:
         _refuse_a_model(workdir)
         parts = assemble(experiment)
-        mesh = _mesh(experiment)
+        mesh = mesh_of(experiment)
         workdir.mkdir(parents=True, exist_ok=True)
         with hold_for_all(workdir, "training"):
             return _Run(experiment, parts, mesh, workdir).to_the_end(preemption)
 
 
-def _mesh(experiment: Experiment) -> Mesh:
+def mesh_of(experiment: Experiment) -> Mesh:
+    """The mesh that `experiment` asks for; refuses devices that do not fit it, and batches that they do not divide."""
     mesh = make_mesh(experiment.mesh)
     check_batch(mesh, experiment.batch, "batch")
     check_batch(mesh, experiment.batch_eval, "batch_eval")

@@ -3,8 +3,44 @@
 from pathlib import Path
 from typing import Any
 
+from serving.command import UserError
+from trainer import parts
+from trainer.compress import merging
 from trainer.compress.given import Given
-from trainer.train import train
+from trainer.config import Compression
+from trainer.description import ViT
+from trainer.train import mesh_of, train
+
+
+def check(given: Given) -> None:
+    """Refuses, before anything is searched or cut, a distillation that could not begin after it.
+
+    Raises:
+      UserError: for a loss that the model has no token for, a batch that the devices do not divide, features that no cut
+        could match.
+    """
+    config, teacher = given.config, given.teacher.model
+    if config.until == "cut" or not config.distil.total_steps:
+        return
+    experiment = config.distillation("student", str(given.first), given.image_size, config.distil.total_steps)
+    parts.check_token(experiment, teacher)
+    mesh_of(experiment)
+    if config.distil.feature_weight:
+        _check_features(config, teacher, experiment.matched_blocks)
+
+
+def _check_features(config: Compression, teacher: ViT, blocks: tuple[int, ...]) -> None:
+    if config.shape.merge or merging.offered(config.merge, teacher):
+        raise UserError(
+            f"distil.feature_weight={config.distil.feature_weight:g} matches streams token by token, but the student may merge "
+            "tokens; set merge=never and shape.merge=0, or distil.feature_weight=0"
+        )
+    depth = len(teacher.blocks)
+    if blocks and max(blocks) >= depth:
+        raise UserError(
+            f"distil.feature_blocks={config.distil.feature_blocks!r} names block {max(blocks)}; the teacher's are 0 to "
+            f"{depth - 1}, and a student has no more"
+        )
 
 
 def distil(given: Given, student: Path, workdir: Path, steps: int, qat_steps: int = 0) -> dict[str, Any]:

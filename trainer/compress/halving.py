@@ -49,7 +49,8 @@ def race(given: Given, candidates: list[Candidate], folder: Path, stages: Stages
     Raises:
       UserError: as a training does.
     """
-    wanted = _said(given, given.loaded)
+    # The first teacher, whom every distillation follows; of a ladder's last cut `loaded` is the rung before it.
+    wanted = _said(given, checkpoint.load(given.first))
     runners = []
     for place, candidate in enumerate(candidates):
         start = folder / str(place)

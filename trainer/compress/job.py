@@ -18,8 +18,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from serving.command import UserError
 from trainer import description
-from trainer.compress import choosing, halving, ladder, report, shipping, target
+from trainer.compress import choosing, distilling, halving, ladder, report, shipping, target
 from trainer.compress.choosing import COSTS, Choice
 from trainer.compress.cutting import carry_out
 from trainer.compress.distilling import distil
@@ -48,6 +49,7 @@ def compress(config: Compression, origin: Origin, workdir: Path) -> dict[str, ob
     with stoppable(workdir):
         given = open_given(config, origin)
         goal = choosing.check(given)
+        distilling.check(given)
         hashes = {
             "teacher": given.loaded.meta["weights_hash"],
             "calibration images": given.calibration_hash,
@@ -94,7 +96,7 @@ class _Job:
         below, rungs = ladder.climb(given, choice, at / "ladder", self._stages)
         if not rungs:
             return given, self._goal, choice, []
-        goal = choosing.check(below)
+        goal = _last_goal(below, len(rungs))
         return below, goal, self._search(below, goal, at / "ladder" / "last", "last-rung-search"), rungs
 
     def _search(self, given: Given, goal: Goal | None, folder: Path, name: str) -> Choice:
@@ -176,6 +178,21 @@ class _Job:
             **({"shipped": shipped} if shipped else {}),
             "workdir": str(self._workdir),
         }
+
+
+def _last_goal(below: Given, rungs: int) -> Goal | None:
+    """What the last cut of a ladder of so many rungs before it must reach.
+
+    Raises:
+      UserError: where what the rungs came to leaves nothing to cut for it.
+    """
+    try:
+        return choosing.check(below)
+    except UserError as error:
+        raise UserError(
+            f"after {rungs} distilled rungs, the last of which is cut now: {error}; or climb with fewer "
+            "--config.distil.rungs, or more --config.distil.total_steps, in another --workdir"
+        ) from error
 
 
 def _within(goal: Goal, given: Given, candidates: list[Candidate]) -> list[int]:

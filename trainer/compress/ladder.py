@@ -79,9 +79,9 @@ def _rung(given: Given, folder: Path, stages: Stages) -> dict[str, Any]:
 
 
 def _only(budget: Budget, name: str, limit: int) -> Budget:
-    """The same budget with one limit, `limit` of `name`."""
+    """The same budget with one limit, `limit` of `name`; a device's profile says nothing of it."""
     limits: dict[str, Any] = {**dict.fromkeys(LIMITS, 0.0), name: float(limit)}
-    return dataclasses.replace(budget, **limits)
+    return dataclasses.replace(budget, profile="", **limits)
 
 
 def _absolute(given: Given) -> Compression:

@@ -22,7 +22,7 @@ from serving.command import progress
 from trainer.compress import streams
 from trainer.compress.allocate import best
 from trainer.compress.lowrank import cut_query_key, cut_value_output
-from trainer.compress.moments import Array, Moments, of_layer
+from trainer.compress.moments import Array, Moments, damped, of_layer
 from trainer.compress.padding import padded
 from trainer.compress.scores import LayerScores, Scores
 from trainer.description import Block, ViT
@@ -237,8 +237,7 @@ def _folded(layer: Params, covariance: Array, mean: Array, kept: Array, ridge: f
     Notes on compression, "repair", 1: the affine least squares of all inputs on those that stay.
     """
     kernel = np.asarray(layer["kernel"], np.float64)
-    variance = float(np.trace(covariance)) / len(covariance)
-    system = covariance[np.ix_(kept, kept)] + ridge * variance * np.eye(len(kept))
+    system = damped(covariance, ridge)[np.ix_(kept, kept)]
     folded = np.linalg.solve(system, covariance[kept] @ kernel)
     new = np.zeros_like(kernel)
     new[kept] = folded

@@ -30,9 +30,12 @@ def _products(
     return squared, crossed, inputs.sum(axis=0), targets.sum(axis=0)
 
 
+_LEAST_VARIANCE = 1e-38  # of what is always 0, so that a system of nothing but zeros has a solution, 0
+
+
 def damped(covariance: Array, damping: float) -> Array:
     """A covariance (A, A) with `damping` times its mean variance on the diagonal."""
-    variance = max(float(np.trace(covariance)) / len(covariance), np.finfo(np.float64).tiny)
+    variance = max(float(np.trace(covariance)) / len(covariance), _LEAST_VARIANCE)
     return np.asarray(covariance + damping * variance * np.eye(len(covariance)))
 
 

@@ -187,8 +187,10 @@ def limits(given: Given, shipped: dict[str, Any]) -> list[Limit]:
     found += [Limit(name, name, most, shipped[name]) for name, one in COSTS.items() if most and one is cost]
     if given.config.budget.mib:
         found.append(Limit("mib", "MiB", given.config.budget.mib, shipped["mib"]))
-    least = least_top1(given)
-    if least > 0:
+    if most_lost := given.config.budget.max_drop:
+        lost = round(given.teacher_top1 - shipped["top1"], 9)  # of two fractions of thousands of images
+        found.append(Limit("max_drop", "of top-1 lost", most_lost, lost))
+    elif least := given.config.budget.min_top1:
         found.append(Limit("min_top1", "top-1", least, shipped["top1"], at_least=True))
     return found
 

@@ -112,7 +112,7 @@ class Distil:
     teacher_cache: Annotated[
         str, "folder of the teacher's stored answers, shared by runs; empty: it is asked"
     ]
-    distill_loss: Annotated[str, "soft, hard or token"]
+    distill_loss: Annotated[str, "soft, hard, token or token_soft"]
     distill_weight: Annotated[float, "alpha, the teacher's share of the loss"]
     distill_weight_end: Annotated[float, "alpha at the end of the run; -1: the same throughout"]
     distill_temperature: Annotated[float, "T of distill_weight"]
@@ -272,6 +272,16 @@ class Compression:
                 f"distil.feature_weight={distil.feature_weight:g} matches blocks of one cut with those of its teacher; "
                 f"set {name}={alone}, not {value}, or distil.feature_weight=0",
             )
+        several = not self.shape.stated and self.search == "budget"
+        found.check(
+            halving.candidates <= 1 or several,
+            f"halving.candidates={halving.candidates} is for search=budget with a budget; a stated shape or a uniform cut has one "
+            "candidate: set it to 0",
+        )
+        found.check(
+            distil.rungs == 1 or distil.total_steps > 0 or self.until == "cut",
+            f"distil.rungs={distil.rungs} distils between cuts, distil.total_steps=0 does not; set rungs=1, or steps",
+        )
         laddered = distil.rungs != 1 and self.shape.stated
         found.check(not laddered, f"distil.rungs={distil.rungs} is for a budget; with shape.* set it to 1")
         name, share = self.export.name, self.export.min_agreement

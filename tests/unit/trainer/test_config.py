@@ -251,6 +251,9 @@ def test_a_goal_on_the_command_line_replaces_that_of_the_recipe() -> None:
         ({"budget.params": "0"}, "must be set, not none"),
         ({"until": "cut", "distil.rungs": "2"}, "until=cut makes no training step, distil.rungs=2"),
         ({"until": "cut", "halving.candidates": "3"}, "halving.candidates=3 ask for some"),
+        ({"search": "uniform", "halving.candidates": "3"}, "a uniform cut has one candidate: set it to 0"),
+        ({"shape.num_heads": "2", "halving.candidates": "3"}, "a stated shape or a uniform cut has one"),
+        ({"distil.rungs": "0", "distil.total_steps": "0"}, "distil.total_steps=0 does not; set rungs=1, or"),
         (
             {"calibration.labelled": "True", "score": "obs"},
             "labelled is for score=fisher or taylor; obs looks",

@@ -156,6 +156,8 @@ class Record:
             return f"above the budget: {spent:,} of {most:,}"
         if plan in self._raced():
             return "fell behind in the short distillations"
+        if plan in [one.plan for one in self.choice.candidates[: self.given.config.halving.candidates]]:
+            return "above the budget when it was measured, and so not distilled"
         if loss > best:
             return f"further from the teacher: {loss:.4g} against {best:.4g} nats"
         return "found under another limit than the last one, whose cost was measured or whose accuracy was asked for"

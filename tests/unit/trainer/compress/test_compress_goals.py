@@ -14,9 +14,11 @@ from serving.timing.turns import Timing
 from tests.support.compressions import cut_arguments, run_flow
 from tests.support.small_families import HYBRID
 from tests.support.small_models import DIGITS_SPEC, SMALL, able_params, save_digits
-from trainer import checkpoint, description
-from trainer.compress import latency, shipping
+from trainer import checkpoint, config, description
+from trainer.checkpoint import Loaded
+from trainer.compress import halving, ladder, latency, shipping
 from trainer.compress.__main__ import main
+from trainer.compress.given import Given
 from trainer.description import Stem
 from trainer.export import job
 from trainer.export.candidate import Candidate
@@ -38,6 +40,60 @@ def test_a_ladder_cuts_and_distils_rung_by_rung_to_the_budget(teacher: Path, tmp
     between = checkpoint.load(tmp_path / "ladder" / "1" / "distil").meta["weights_hash"]
     assert checkpoint.load_card(tmp_path).meta["teacher_hash"] == between  # what the last cut was made from
     assert {"teacher", "last rung", "distilled"} <= result["validation_top1"].keys()
+
+
+def test_a_rung_has_a_limit_of_its_own_and_no_device() -> None:
+    more = [("budget.latency_p50_ms", "2"), ("budget.profile", "edge.json")]
+    asked = config.compression("configs/compress.py", more)
+    found = dataclasses.replace(asked, budget=ladder._only(asked.budget, "macs", 1000)).budget
+    assert (found.macs, found.latency_p50_ms, found.profile) == (1000, 0, "")
+
+
+def test_a_ladder_whose_rungs_lost_too_much_says_so(tmp_path: Path) -> None:
+    """Two steps at a high rate ruin the rung, so that the accuracy asked for is above what the last cut begins with."""
+    save_digits(tmp_path / "teacher", params=able_params())
+    more = (
+        "--config.budget.params=0",
+        "--config.budget.max_drop=0.1",
+        "--config.distil.rungs=2",
+        "--config.distil.base_lr=10",
+        "--config.halving.candidates=0",
+    )
+    with pytest.raises(
+        UserError, match=r"after 1 distilled rungs, .*min_top1=0\.\d+ is above .*; or climb with fewer"
+    ):
+        run_flow(tmp_path / "teacher", tmp_path / "small", *more)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--config.distil.distill_loss=token",), "needs a student with a distillation token"),
+        (("--config.distil.feature_weight=1", "--config.distil.feature_blocks=7"), "teacher's are 0 to 1"),
+        (("--config.distil.feature_weight=1", "--config.merge=always"), "set merge=never and shape.merge=0"),
+    ],
+)
+def test_a_distillation_that_could_not_begin_is_refused_before_anything_is_cut(
+    more: tuple[str, ...], said: str, teacher: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=said):
+        run_flow(teacher, tmp_path / "small", "--config.halving.candidates=0", *more)
+    assert not (tmp_path / "small").exists()
+
+
+def test_halving_ranks_by_the_first_teacher_also_behind_a_ladder(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    said = halving._said
+
+    def heard(given: Given, loaded: Loaded) -> Any:
+        asked.append(loaded.meta["weights_hash"])
+        return said(given, loaded)
+
+    monkeypatch.setattr(halving, "_said", heard)
+    run_flow(teacher, tmp_path, "--config.distil.rungs=2", "--config.until=distil")
+    assert asked[0] == checkpoint.load(teacher).meta["weights_hash"]
 
 
 def test_sizes_fall_with_the_budget(teacher: Path, tmp_path: Path) -> None:

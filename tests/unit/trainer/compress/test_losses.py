@@ -80,6 +80,23 @@ def _loss(model: ViT, params: Params) -> float:
     return losses.divergence(*told)
 
 
+@pytest.mark.parametrize("dead", ["mlp/fc1", "attention/value"])
+def test_a_branch_that_says_nothing_can_be_cut_at_no_loss(dead: str) -> None:
+    """Covariances of nothing but zeros: least squares over them must still have a solution."""
+    part, layer = dead.split("/")
+    params = random_params(SMALL)
+    block = params["blocks"]["1"]
+    silent = {name: np.zeros_like(value) for name, value in block[part][layer].items()}
+    block = {**block, part: {**block[part], layer: silent}}
+    params = {**params, "blocks": {**params["blocks"], "1": block}}
+    teacher = Teacher(SMALL, params, smooth_images(SMALL, 128), Repair(1e-2, 32))
+    found = scores.score(SMALL, params, teacher.images, "act", 0, 32)
+    table = search.measure_losses(teacher, found, Judge(teacher))
+    kind = "mlp" if part == "mlp" else "value"
+    curve = table[1][kind]  # without the branch its last bias is lost as well, so a size of 0 costs something
+    assert max(curve.losses[1:]) < 1e-6  # float32 noise of logits near 1
+
+
 def test_the_loss_without_a_block_is_that_of_a_model_without_it() -> None:
     teacher, _, table = _setting(SMALL)
     shape = dataclasses.replace(SMALL, blocks=SMALL.blocks[:1])
