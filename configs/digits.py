@@ -46,8 +46,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.batch_eval = 128
     config.total_steps = 700 if role == "teacher" else 400
     config.warmup_steps = 70 if role == "teacher" else 40
-    # The student starts from repaired weights, not from noise.
     config.optim = "adamw"
+    # The student starts from repaired weights, not from noise.
     config.base_lr = 5e-4 if role == "student" else 2e-3
     config.wd = 0.05
     config.do = 0.0

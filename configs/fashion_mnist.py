@@ -48,8 +48,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.batch_eval = 500
     config.total_steps = 1200 if role == "teacher" else 600
     config.warmup_steps = 120 if role == "teacher" else 60
-    # The student starts from repaired weights, not from noise.
     config.optim = "adamw"
+    # The student starts from repaired weights, not from noise.
     config.base_lr = 5e-4 if role == "student" else 1e-3
     config.wd = 0.05
     config.do = 0.0

@@ -45,14 +45,18 @@ def matching(experiment: Experiment, student: Classifier, teacher: Teacher) -> M
             "features cannot be matched, set feature_weight to 0 (in a compression also: merge=never)"
         )
     sources, to_student = _of_cut(Path(experiment.pretrained), own, teacher) or _alike(own, other)
-    return Matching(tuple((block, sources[block]) for block in _chosen(experiment, len(sources))), to_student)
+    return Matching(
+        tuple((block, sources[block]) for block in chosen(experiment, len(sources), "the student's")),
+        to_student,
+    )
 
 
-def _chosen(experiment: Experiment, depth: int) -> tuple[int, ...]:
+def chosen(experiment: Experiment, depth: int, whose: str) -> tuple[int, ...]:
+    """The blocks that `feature_blocks` names, all for none; refuses one that is not among the `depth` that are `whose`."""
     blocks = experiment.matched_blocks or tuple(range(depth))
-    if max(blocks) >= depth:
+    if max(blocks, default=-1) >= depth:
         raise UserError(
-            f"feature_blocks={experiment.feature_blocks!r} names block {max(blocks)}; the student's are 0 to {depth - 1}"
+            f"feature_blocks={experiment.feature_blocks!r} names block {max(blocks)}; {whose} are 0 to {depth - 1}"
         )
     return blocks
 

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from serving.command import UserError
-from trainer import parts
+from trainer import features, parts
 from trainer.compress import merging
 from trainer.compress.given import Given
-from trainer.config import Compression
+from trainer.config import Compression, Experiment
 from trainer.description import ViT
 from trainer.train import mesh_of, train
 
@@ -26,21 +26,16 @@ def check(given: Given) -> None:
     parts.check_token(experiment, teacher)
     mesh_of(experiment)
     if config.distil.feature_weight:
-        _check_features(config, teacher, experiment.matched_blocks)
+        _check_features(config, teacher, experiment)
 
 
-def _check_features(config: Compression, teacher: ViT, blocks: tuple[int, ...]) -> None:
+def _check_features(config: Compression, teacher: ViT, experiment: Experiment) -> None:
     if config.shape.merge or merging.offered(config.merge, teacher):
         raise UserError(
             f"distil.feature_weight={config.distil.feature_weight:g} matches streams token by token, but the student may merge "
             "tokens; set merge=never and shape.merge=0, or distil.feature_weight=0"
         )
-    depth = len(teacher.blocks)
-    if blocks and max(blocks) >= depth:
-        raise UserError(
-            f"distil.feature_blocks={config.distil.feature_blocks!r} names block {max(blocks)}; the teacher's are 0 to "
-            f"{depth - 1}, and a student has no more"
-        )
+    features.chosen(experiment, len(teacher.blocks), "the teacher's")  # of whom a student has no more
 
 
 def distil(given: Given, student: Path, workdir: Path, steps: int, qat_steps: int = 0) -> dict[str, Any]:

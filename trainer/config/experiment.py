@@ -77,7 +77,7 @@ class Experiment:
     total_steps: Annotated[int, "when training ends"]
     warmup_steps: Annotated[int, "of the learning rate, from 0 to base_lr"]
     optim: Annotated[
-        str, "adamw, or muon: kernels of all blocks along orthogonal directions, AdamW for the rest"
+        str, "adamw, or muon: kernels of all blocks along orthogonal directions, Adam for the rest"
     ]
     base_lr: Annotated[float, "largest learning rate; a cosine to 0 follows"]
     wd: Annotated[float, "decoupled weight decay, multiplied by the learning rate as optax does"]

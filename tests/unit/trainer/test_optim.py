@@ -87,13 +87,9 @@ def test_muon_moves_the_kernels_of_blocks_along_orthogonal_directions() -> None:
     gradients = jax.tree.map(lambda leaf: jax.random.normal(next(keys), leaf.shape), params)
     tx = optim.optimiser(settings)
     updates, _ = tx.update(gradients, tx.init(params), params)
-    for name, rows in (
-        ("blocks/0/attention/query", 16),
-        ("blocks/0/attention/out", 16),
-        ("blocks/0/mlp/fc1", 16),
-    ):
+    for name in ("blocks/0/attention/query", "blocks/0/attention/out", "blocks/0/mlp/fc1"):
         update = np.asarray(flatten(updates)[f"{name}/kernel"])
-        matrix = update.reshape((rows, -1) if not name.endswith("out") else (-1, rows))
+        matrix = update.reshape((-1, UNEVEN.width) if name.endswith("out") else (UNEVEN.width, -1))
         values = np.linalg.svd(matrix / (0.5 * 0.2 * np.sqrt(max(matrix.shape))), compute_uv=False)
         assert np.all((values > 0.6) & (values < 1.3)), name
 
