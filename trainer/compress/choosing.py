@@ -28,6 +28,7 @@ from trainer.compress.stages import write_text
 COSTS: dict[str, Cost] = {"params": description.param_count, "macs": description.macs}
 _SCORES, _JUDGED = "scores.npz", "search.json"
 LOSSES = "losses.json"
+_ROUNDING = 1e-9  # of a difference of two fractions: less than one image of any data set
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +202,7 @@ def _stated(given: Given, scores: Scores, judge: RememberingJudge) -> Candidate:
 def least_top1(given: Given) -> float:
     """The validation top-1 that must remain, as a fraction; 0 when none is asked."""
     budget = given.config.budget
-    return given.teacher_top1 - budget.max_drop if budget.max_drop else budget.min_top1
+    return given.teacher_top1 - budget.max_drop - _ROUNDING if budget.max_drop else budget.min_top1
 
 
 def _accuracy(given: Given, plan: Plan) -> float:

@@ -57,35 +57,27 @@ class Limit:
 def export(given: Given, student: Path, workdir: Path) -> dict[str, Any]:
     """Writes the bundle of the checkpoint under `student`; the exporter's result, and `why` where it chose the precision.
 
-    A precision that was chosen gives way to fp32 where it has less than the accuracy that must remain.
-
     Raises:
       UserError: when the exported model does not say what the live one says.
     """
-    exported = _export(given, student, workdir, given.config.shipped_precision)
-    if "tried" not in exported:
-        return exported
-    chosen, least = exported["precision"], least_top1(given)
-    why = why_shipped(chosen, exported["tried"], given.config.budget.batch)
-    if least > 0 and chosen != "fp32" and (top1 := _top1(given, _served(Path(exported["bundle"])))) < least:
-        exported = _export(given, student, workdir, "fp32")
-        why = f"fp32 is shipped, as {chosen} has a validation top-1 of {top1:.2%} and {least:.2%} must remain ({why})"
-    return {**exported, "why": why}
-
-
-def _export(given: Given, student: Path, workdir: Path, precision: str) -> dict[str, Any]:
     settings = given.config.export
     target = workdir / "models" / settings.name / "1"
     clear(target)  # of an export whose end was never recorded
     request = job.Request(
         target=target,
-        precision=precision,
+        precision=given.config.shipped_precision,
         calibration_examples=min(settings.calibration_examples, len(given.data.train)),
         min_agreement=settings.min_agreement,
         threads=all_cores(),
         batch=given.config.budget.batch,
+        min_top1=least_top1(given),
     )
-    return job.export(subject.from_checkpoint(str(student), given.config.data_dir), request)
+    exported: dict[str, Any] = job.export(
+        subject.from_checkpoint(str(student), given.config.data_dir), request
+    )
+    if "tried" in exported:
+        exported["why"] = why_shipped(exported["precision"], exported["tried"], request.batch)
+    return exported
 
 
 def measure(given: Given, bundle: Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def main(argv: list[str]) -> dict[str, object]:
     # Imported late: --help answers without starting JAX.
     from trainer.export import job
 
-    names = ("precision", "calibration_examples", "min_agreement", "threads", "batch")
+    names = ("precision", "calibration_examples", "min_agreement", "min_top1", "threads", "batch")
     request = job.Request(target=Path(given["output"]), **{name: given[name] for name in names})
     check_target(request.target)  # before anything is read
     return job.export(_subject(given), request)
@@ -80,7 +80,7 @@ def _define_bundle(values: flags.FlagValues) -> None:
         "fp32",
         [*PRECISIONS, AUTO],
         "Precision of the model file: int8 products (faster where the CPU has VNNI); int8 weights alone (as fast as fp32, a "
-        "quarter of the file); or auto, the fastest of them that keeps --min_agreement, as measured here.",
+        "quarter of the file); or auto, the fastest of them that keeps --min_agreement and --min_top1, as measured here.",
         flag_values=values,
     )
     flags.DEFINE_integer(
@@ -94,6 +94,14 @@ def _define_bundle(values: flags.FlagValues) -> None:
         "min_agreement",
         0.95,
         "Anything but fp32 is refused when it shares fewer first labels than this with the live model.",
+        lower_bound=0.0,
+        upper_bound=1.0,
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "min_top1",
+        0.0,
+        "Anything but fp32 is refused when its validation top-1, a fraction, is less than this; of a --checkpoint.",
         lower_bound=0.0,
         upper_bound=1.0,
         flag_values=values,

@@ -10,12 +10,22 @@ from serving.command import UserError, progress
 from serving.runtime.base import Runtime
 from serving.runtime.select import open_runtime
 from trainer.export import parity
+from trainer.export.gate import Gate
 from trainer.export.graph import Array
 from trainer.export.int8.write import Calibrated, in_precision
 from trainer.export.parity import Parity, Reference
 
 RUNTIME = "onnxruntime"
+_WAY_OUT = "nothing was written: export fp32, calibrate int8 with more images, or lower --min_agreement or --min_top1"
 _COMPARED = 64  # inputs that rank the products
+
+
+class Refused(UserError):
+    """A precision that the gate does not let through, and `why`."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"{why}; {_WAY_OUT}")
+        self.why = why
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,40 +48,44 @@ class Prover:
     graph: onnx.ModelProto
     reference: Reference
     calibration: Callable[[], Array]
-    min_agreement: float
+    gate: Gate
     threads: int
 
     def prove(self, precision: str) -> Candidate:
         """The candidate of one of `trainer.precisions`.
 
         Raises:
-          UserError: when it does not say the same: equal logits in fp32, as many equal first labels as asked in the others.
+          UserError: when it does not say the same: equal logits in fp32, in the others what the gate asks.
         """
         if precision == "int8":
             return self._int8()
         made = self._candidate(precision, in_precision(self.graph, precision, self.calibration, self.threads))
         if precision == "fp32":
             parity.require_equal(made.found)
-        else:
-            parity.require_agreement(made.found, precision, self.min_agreement)
+        elif why := self._refusal(made):
+            raise Refused(why)
         return made
 
     def _int8(self) -> Candidate:
-        """All products in eight bits; where that misses the agreement, the worst in float, twice as many each time, up to half."""
+        """All products in eight bits; where the gate refuses that, the worst in float, twice as many each time, up to half."""
         images = self.calibration()
         calibrated = Calibrated(self.graph, images, self.threads)
         made, floats = self._candidate("int8", calibrated.graph()), list[str]()
-        if made.found.top1_agreement < self.min_agreement:
+        if why := self._refusal(made):
             worst = self._worst_first(calibrated)
             for count in _doubling(len(worst) // 2):
                 made.runtime.close()
                 floats = worst[:count]
                 made = self._candidate("int8", calibrated.graph(floats))
-                if made.found.top1_agreement >= self.min_agreement:
+                if not (why := self._refusal(made)):
                     break
-        parity.require_agreement(made.found, "int8", self.min_agreement)
+        if why:
+            raise Refused(why)
         calibrated_on = hashlib.sha256(images.tobytes()).hexdigest()
         return dataclasses.replace(made, floats=floats, calibration_hash=calibrated_on)
+
+    def _refusal(self, made: Candidate) -> str:
+        return self.gate.why_refused(made.precision, made.found, made.runtime)
 
     def _worst_first(self, calibrated: Calibrated) -> list[str]:
         """The products by how far each alone, in eight bits, takes the answers from the live model's."""
@@ -112,5 +126,5 @@ def prove_all(prover: Prover, precisions: Sequence[str]) -> tuple[list[Candidate
         try:
             held.append(prover.prove(precision))
         except UserError as error:
-            refused[precision] = str(error)
+            refused[precision] = error.why if isinstance(error, Refused) else str(error)
     return held, refused

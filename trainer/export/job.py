@@ -12,16 +12,18 @@ from google.protobuf import json_format, struct_pb2
 from protos import bundle_pb2
 from serving.bundle import check_target, spec_to_proto, tokeniser_to_proto, write_bundle
 from serving.command import UserError
+from serving.runtime.base import Runtime
 from serving.tokenise import spec_of
 from trainer import __version__, description
 from trainer.description import TextTower, TwoTowers
-from trainer.export import onnx_writer, parity
+from trainer.export import measure, onnx_writer, parity
 from trainer.export.candidate import RUNTIME, Candidate, Prover, prove_all
 from trainer.export.fastest import fastest, why_shipped
+from trainer.export.gate import Gate
 from trainer.export.graph import Array
 from trainer.export.int8.write import required_features
-from trainer.export.measure import measure
 from trainer.export.parity import Reference
+from trainer.export.samples import Samples
 from trainer.export.signature import MODEL, Signature, Single, Tensor
 from trainer.export.subject import Subject, target_of
 from trainer.precisions import AUTO, PRECISIONS
@@ -45,6 +47,7 @@ class Request:
     min_agreement: float
     threads: int
     batch: int = 1
+    min_top1: float = 0.0  # on the validation images, of anything but fp32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,13 +87,28 @@ def _prove(subject: Subject, request: Request, name: str, graph: onnx.ModelProto
         graph,
         reference,
         lambda: samples.calibration(request.calibration_examples),
-        request.min_agreement,
+        _gate(request, samples, reference.names),
         request.threads,
     )
     given = (name, model, reference.names, reference.inputs[:_GOLDEN])
     if request.precision == AUTO:
         return _Proven(*given, *_fastest(prover, request.batch))
     return _Proven(*given, prover.prove(request.precision))
+
+
+def _gate(request: Request, samples: Samples, names: Signature) -> Gate:
+    scored = samples.scored() if request.min_top1 > 0 else None
+    if request.min_top1 > 0 and scored is None:
+        raise UserError(
+            "--min_top1 needs labelled images, which only a data set has: give a --checkpoint, or leave it out"
+        )
+
+    def top1(runtime: Runtime) -> float:
+        assert scored is not None  # asked only where min_top1 is
+        images, labels, _ = scored
+        return measure.top1(runtime, names, images, labels)
+
+    return Gate(request.min_agreement, request.min_top1, top1)
 
 
 def _reference(subject: Subject, name: str, inputs: Array) -> Reference:
@@ -121,7 +139,7 @@ def _write(subject: Subject, request: Request, proven: _Proven) -> dict[str, obj
     samples = subject.samples(proven.model)
     manifest = _manifest(subject, request, proven, target)
     manifest.measurements.extend(
-        measure(proven.file.runtime, names, samples, proven.golden[:1], request.threads)
+        measure.measurements(proven.file.runtime, names, samples, proven.golden[:1], request.threads)
     )
     files = {PRECISIONS[proven.file.precision]: proven.file.content}
     golden = {names.input.name: proven.golden}

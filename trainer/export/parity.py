@@ -133,16 +133,3 @@ def require_equal(parity: Parity) -> None:
             f"on {parity.images} images, allowed is {parity.tolerance:.3g}; "
             "nothing was written: this is a defect of the exporter, please report it"
         )
-
-
-def require_agreement(parity: Parity, precision: str, least: float) -> None:
-    """Refuses a quantized file that answers too often otherwise.
-
-    Raises:
-      UserError: with both figures and what to do.
-    """
-    if parity.top1_agreement < least:
-        raise UserError(
-            f"{precision} gives the live model's first label on {parity.top1_agreement:.1%} of {parity.images} images, "
-            f"asked is {least:.1%}; nothing was written: export fp32, calibrate int8 with more images, or lower --min_agreement"
-        )

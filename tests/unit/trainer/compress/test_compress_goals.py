@@ -16,13 +16,14 @@ from tests.support.small_families import HYBRID
 from tests.support.small_models import DIGITS_SPEC, SMALL, able_params, save_digits
 from trainer import checkpoint, config, description
 from trainer.checkpoint import Loaded
-from trainer.compress import halving, ladder, latency, shipping
+from trainer.compress import halving, ladder, latency
 from trainer.compress.__main__ import main
 from trainer.compress.given import Given
 from trainer.description import Stem
 from trainer.export import job
 from trainer.export.candidate import Candidate
 from trainer.export.fastest import Choice
+from trainer.export.gate import Gate
 
 
 def test_a_ladder_cuts_and_distils_rung_by_rung_to_the_budget(teacher: Path, tmp_path: Path) -> None:
@@ -233,29 +234,30 @@ def test_a_stated_shape_is_shipped_and_the_report_says_so(teacher: Path, tmp_pat
     assert "found under another limit" not in report
 
 
-def test_a_chosen_precision_gives_way_to_fp32_where_it_has_too_little_accuracy(
+def test_a_precision_with_too_little_accuracy_gives_way_to_the_next_fastest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Times and accuracies are invented: int8 is the fastest, and only fp32 keeps what the teacher has."""
+    """Times are invented: the fewer bits, the faster; and what eight bits alone answer: they keep nothing."""
 
-    def rounded_first(candidates: Sequence[Candidate], *_: object) -> Choice:
-        (int8,) = (one for one in candidates if one.precision == "int8")
-        return Choice(int8, [Timing(1.0, 1.0, 0.0, 1.0)] * len(candidates))
+    def fewest_bits_first(candidates: Sequence[Candidate], *_: object) -> Choice:
+        order = ("int8", "int8_weights", "fp32")
+        chosen = min(candidates, key=lambda one: order.index(one.precision))
+        return Choice(chosen, [Timing(1.0, 1.0, 0.0, 1.0)] * len(candidates))
 
-    monkeypatch.setattr(job, "fastest", rounded_first)
-    whole = shipping._top1
+    monkeypatch.setattr(job, "fastest", fewest_bits_first)
+    why_refused = Gate.why_refused
 
-    def worse_when_rounded(given: Any, served: Any) -> float:
-        return whole(given, served) if served.bundle.model_file()[0].precision == "fp32" else 0.0
+    def worse_when_rounded(gate: Gate, precision: str, *made: Any) -> str:
+        rounded = dataclasses.replace(gate, top1=lambda _: 0.0)
+        return why_refused(rounded if precision == "int8" else gate, precision, *made)
 
-    monkeypatch.setattr(shipping, "_top1", worse_when_rounded)
-    asked = ("--config.budget.params=0", "--config.budget.max_drop=0.1", "--config.search=uniform")
-    rest = ("--config.distil.total_steps=0", "--config.halving.candidates=0")
+    monkeypatch.setattr(Gate, "why_refused", worse_when_rounded)
+    asked = ("--config.budget.params=0", "--config.budget.max_drop=0.1", "--config.export.min_agreement=0.9")
+    rest = ("--config.search=uniform", "--config.distil.total_steps=0", "--config.halving.candidates=0")
     save_digits(tmp_path / "teacher", params=able_params())
     shipped = run_flow(tmp_path / "teacher", tmp_path / "small", *asked, *rest)["shipped"]
-    assert shipped["precision"] == "fp32"
-    assert shipped["why"].startswith("fp32 is shipped, as int8")
-    assert "has a validation top-1 of 0.00% and" in shipped["why"]
+    assert shipped["precision"] == "int8_weights"
+    assert "int8 refused (int8 has a validation top-1 of 0.00%, and 61.11% must remain)" in shipped["why"]
 
 
 @pytest.mark.parametrize("score", ["taylor", "act"])

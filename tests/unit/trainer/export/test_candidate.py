@@ -11,16 +11,24 @@ from trainer.export import fastest as choosing
 from trainer.export import parity
 from trainer.export.candidate import Prover, prove_all
 from trainer.export.fastest import fastest
+from trainer.export.gate import Gate
 from trainer.export.int8.observe import Seen
 from trainer.export.int8.products import Product, products_of
 from trainer.export.int8.write import Calibrated
+from trainer.export.measure import top1
 from trainer.export.onnx_writer import INPUT, write_onnx
 
 
-def _prover(least: float) -> Prover:
+def _prover(least: float, min_top1: float = 0.0) -> Prover:
+    """`min_top1` is of labels that are the live model's own first ones."""
     params, images = random_params(SMALL), smooth_images(SMALL, 160)
     reference = parity.reference(SMALL, params, images[:96])
-    return Prover(write_onnx(SMALL, params), reference, lambda: images[96:], least, 1)
+    gate = Gate(
+        least,
+        min_top1,
+        lambda runtime: top1(runtime, reference.names, reference.inputs, reference.answers.argmax(axis=-1)),
+    )
+    return Prover(write_onnx(SMALL, params), reference, lambda: images[96:], gate, 1)
 
 
 def _ruin(monkeypatch: pytest.MonkeyPatch, *nodes: str) -> None:
@@ -54,6 +62,26 @@ def test_the_worst_product_goes_back_to_float_until_the_agreement_holds(
     assert made.found.top1_agreement >= 0.95
     nodes = {node.name: node for node in made.graph.graph.node}
     assert nodes[ruined].input[1] == ruined.replace("matmul", "kernel")  # the float weight itself
+
+
+def test_the_worst_product_goes_back_to_float_until_the_accuracy_that_must_remain_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ruined = "blocks/1/mlp/fc1/matmul"
+    _ruin(monkeypatch, ruined)
+    assert not _prover(0.0).prove("int8").floats  # any agreement will do
+    made = _prover(0.0, min_top1=0.95).prove("int8")
+    assert ruined in made.floats
+
+
+def test_a_file_with_less_than_the_accuracy_that_must_remain_is_refused_with_both_figures() -> None:
+    prover = _prover(0.0, min_top1=0.95)
+    wrong = dataclasses.replace(prover, gate=dataclasses.replace(prover.gate, top1=lambda _: 0.9431))
+    with pytest.raises(UserError, match=r"int8 has a validation top-1 of 94\.31%, and 95\.00% must remain"):
+        wrong.prove("int8")
+    held, refused = prove_all(wrong, ["fp32", "int8_weights"])  # fp32 is the model itself
+    assert [one.precision for one in held] == ["fp32"]
+    assert "must remain" in refused["int8_weights"]
 
 
 def test_what_half_of_the_products_in_float_cannot_save_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from trainer.models.build import Params
 
 MODEL = dataclasses.replace(UNEVEN, blocks=UNEVEN.blocks[:2])
 Exported = tuple[Path, dict[str, Any]]
-BARS = ("live model", "calibration", "smoothing", "exported file", "measuring")
+BARS = ("live model", "calibration", "smoothing", "exported file", "accuracy", "latency")
 WORST = "int8, each product alone"  # where the agreement that was asked for is missed
 
 
@@ -222,6 +222,8 @@ def _files(folder: Path) -> dict[Path, bytes]:
         ("small/0", (), "give REPO/NAME/VERSION"),
         ("small/2", ("--precision=int4",), "precision"),
         ("small/2", ("--min_agreement=1.01",), "min_agreement"),
+        ("small/2", ("--min_top1=1.01",), "min_top1"),
+        ("small/2", ("--precision=int8_weights", "--min_top1=1"), "and 100.00% must remain; nothing was written"),
         ("small/2", ("--threads=0",), "threads"),
         ("small/2", ("--precision=int8", "--calibration_examples=1258"), "above the 1257 training images"),
         ("small/2", ("--data_dir=/nowhere",), "the digits come with the installation"),
