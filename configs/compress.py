@@ -58,6 +58,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         }
     )
     config.search = "budget"
+    config.sensitivity = True
     config.merge = "auto"
     config.score = "fisher"
     config.calibration = ml_collections.ConfigDict({"examples": 1024, "batch": 64, "labelled": False})

@@ -17,12 +17,13 @@ FLOW = (
     "--config.halving.candidates=2",
     "--config.halving.steps=2",
 )
-# Few images and few moves: the job is the same, and a test waits for it.
+# Few images, few moves and nothing that is not asked: the job is the same, and a test waits for it.
 CUT = (
     "--config=configs/compress.py",
     "--config.calibration.examples=256",
     "--config.calibration.batch=64",
     "--config.until=cut",
+    "--config.sensitivity=False",
 )
 ROUNDING = ("--config.round_mlp=16",)
 

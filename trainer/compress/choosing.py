@@ -1,6 +1,7 @@
 """From what is asked (a budget of any kind, or a shape) to candidates, best first."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from trainer.compress.repair import cut
 from trainer.compress.scores import Scores
 from trainer.compress.search import Candidate
 from trainer.compress.stages import write_text
+from trainer.description import ViT
 
 COSTS: dict[str, Cost] = {"params": description.param_count, "macs": description.macs}
 _SCORES, _JUDGED = "scores.npz", "search.json"
@@ -32,29 +34,42 @@ _ROUNDING = 1e-9  # of a difference of two fractions: less than one image of any
 
 
 @dataclasses.dataclass(frozen=True)
+class Judged:
+    """A plan that was judged: its KL to the teacher in nats, and what it costs of what was limited."""
+
+    plan: Plan
+    divergence: float
+    cost: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Choice:
-    """Candidates, best first; how a measured budget was met, if one was; and every plan that was judged, with its KL."""
+    """Candidates, best first; how a measured budget was met, if one was; every plan that was judged, at what it costs of `cost`."""
 
     candidates: list[Candidate]
     met: dict[str, Any]
-    judged: list[tuple[Plan, float]]
+    cost: str
+    judged: list[Judged]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
             "candidates": [dataclasses.asdict(one) for one in self.candidates],
             "met": self.met,
-            "judged": [[plan.to_json(), loss] for plan, loss in self.judged],
+            "cost": self.cost,
+            "judged": [dataclasses.asdict(one) for one in self.judged],
         }
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> "Choice":
         """The inverse of `to_json`."""
-        candidates = [
-            Candidate(**{**one, "plan": plans.from_json(one["plan"])}) for one in values["candidates"]
-        ]
-        judged = [(plans.from_json(plan), loss) for plan, loss in values["judged"]]
-        return Choice(candidates, values["met"], judged)
+        candidates = [Candidate(**_with_plan(one)) for one in values["candidates"]]
+        judged = [Judged(**_with_plan(one)) for one in values["judged"]]
+        return Choice(candidates, values["met"], values["cost"], judged)
+
+
+def _with_plan(values: dict[str, Any]) -> dict[str, Any]:
+    return {**values, "plan": plans.from_json(values["plan"])}
 
 
 def check(given: Given) -> Goal | None:
@@ -96,8 +111,21 @@ def choose(given: Given, goal: Goal | None, folder: Path) -> Choice:
     scores = _scores(given, folder / _SCORES)
     hashes = {"teacher": given.loaded.meta["weights_hash"], "calibration": given.calibration_hash}
     judge = RememberingJudge(given.teacher, folder / _JUDGED, hashes)
-    candidates, met = _search(given, scores, judge, goal, _Kept(folder / LOSSES, hashes))
-    return Choice(candidates, met, judge.judged)
+    bears = _Bears(given, scores, judge, folder / LOSSES, hashes)
+    candidates, met = _search(given, scores, judge, goal, bears)
+    if given.config.sensitivity:
+        bears.losses()
+    name, cost = _costs(given, goal)
+    judged = [Judged(plan, loss, cost(plan.shape_of(given.teacher.model))) for plan, loss in judge.judged]
+    return Choice(candidates, met, name, judged)
+
+
+def _costs(given: Given, goal: Goal | None) -> tuple[str, Callable[[ViT], float]]:
+    """What candidates are compared by: what is limited, or MACs, and how much of it a model needs before it is measured."""
+    if goal:
+        return f"{goal.name}, predicted", goal.cost
+    cost, budget = limit_of(given)
+    return next((name, one) for name, one in COSTS.items() if one is (cost if budget else description.macs))
 
 
 def _scores(given: Given, path: Path) -> Scores:
@@ -130,28 +158,39 @@ def _scores(given: Given, path: Path) -> Scores:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Kept:
-    """Losses on disk, of a teacher and of calibration images with these `hashes`."""
+class _Bears:
+    """What each layer bears, measured when it is first asked for, and kept at `path` with the `hashes` that it is of."""
 
+    given: Given
+    scores: Scores
+    judge: RememberingJudge
     path: Path
     hashes: dict[str, str]
 
-    def of(self, measure: Callable[[], Losses]) -> Losses:
+    @functools.cached_property
+    def ranked(self) -> Scores:
+        """The neurons in the order of a refit: what a layer loses without some is measured and repaired anyway."""
+        teacher, how = self.given.teacher, self.given.teacher.how
+        return elimination.neurons(
+            teacher.model, teacher.params, self.scores, self.judge.walk(), how.batch, how.ridge
+        )
+
+    def losses(self) -> Losses:
         """What was kept, or what is measured now and kept."""
         stored: dict[str, Any] = json.loads(self.path.read_text()) if self.path.is_file() else {}
         if stored.get("hashes") == self.hashes:
             return losses.read(stored["losses"])
-        found = measure()
+        found = search.measure_losses(self.given.teacher, self.ranked, self.judge)
         write_text(self.path, json.dumps({"hashes": self.hashes, "losses": losses.plain(found)}) + "\n")
         return found
 
 
 def _search(
-    given: Given, scores: Scores, judge: RememberingJudge, goal: Goal | None, kept: _Kept
+    given: Given, scores: Scores, judge: RememberingJudge, goal: Goal | None, bears: _Bears
 ) -> tuple[list[Candidate], dict[str, Any]]:
     if given.config.shape.stated:
         return [_stated(given, scores, judge)], {}
-    within = _searcher(given, scores, judge, kept)
+    within = _searcher(given, scores, judge, bears)
     if goal:
         spend = goal.spend
         return goals.reach(goal, given.teacher.model, lambda limit: within(spend, limit))
@@ -168,16 +207,13 @@ def _search(
 
 
 def _searcher(
-    given: Given, scores: Scores, judge: RememberingJudge, kept: _Kept
+    given: Given, scores: Scores, judge: RememberingJudge, bears: _Bears
 ) -> Callable[[Cost, int], list[Candidate]]:
     """(cost, budget) → candidates within it, best first, by the search that the configuration asks for."""
     teacher, rounding = given.teacher, given.rounding
     if given.config.search == "uniform":
         return lambda cost, budget: search.uniform(teacher, scores, cost, budget, rounding, judge)
-    # What a layer loses without some neurons is measured and repaired anyway: the best choice among them is by refit as well.
-    how = teacher.how
-    ranked = elimination.neurons(teacher.model, teacher.params, scores, judge.walk(), how.batch, how.ridge)
-    table = kept.of(lambda: search.measure_losses(teacher, ranked, judge))
+    ranked, table = bears.ranked, bears.losses()
 
     def within(cost: Cost, budget: int) -> list[Candidate]:
         return search.to_budget(teacher, ranked, table, cost, budget, rounding, judge)

@@ -8,7 +8,8 @@ first guess while they get better.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from trainer.models.build import Params
 
 _SEARCHED = 384  # calibration images that scores and search look at, where these determine every covariance
 _HELD_OUT = 4  # one batch in four of these judges, the others repair
+_RAISES = 50  # of a budget that keeps nothing, up to the teacher, to find one that does
 _NARROWING = 0.4  # the first width to try keeps this power of what the budget keeps of the cost
 
 
@@ -146,8 +148,11 @@ def to_budget(
     check_budget(teacher.model, cost, budget, rounding)
     found: dict[int, Candidate] = {}
 
+    def spent_best(width: int, budget: int) -> Plan | None:
+        return spend.within(teacher.model, width, scores, table, cost, budget, rounding)
+
     def attempt(width: int) -> float:
-        plan = spend.within(teacher.model, width, scores, table, cost, budget, rounding)
+        plan = spent_best(width, budget)
         if plan is None:
             return np.inf
         spent = cost(plan.shape_of(teacher.model))
@@ -160,12 +165,26 @@ def to_budget(
     with progress(len(widths), "widths") as bar:
         descend(len(widths), first, lambda at: attempt(widths[at]), bar.advance)
     if not found:
-        least = min(allocate.smallest(teacher.model, rounding), key=cost)
+        least = _least_with_more(
+            teacher.model, cost, budget, lambda more: map(partial(spent_best, budget=more), widths)
+        )
         raise Infeasible(
-            f"nothing within budget {budget:,} keeps a block of this teacher that is worth its cost; give more",
+            f"nothing within budget {budget:,} keeps a block of this teacher that is worth its cost; the least cut that does costs "
+            f"{cost(least):,}: give that",
             least,
         )
     return sorted(found.values(), key=lambda candidate: candidate.divergence)
+
+
+def _least_with_more(
+    teacher: ViT, cost: Cost, budget: int, plans: Callable[[int], Iterable[Plan | None]]
+) -> ViT:
+    """The least model of `plans` within a budget that is raised until there is one."""
+    for more in np.geomspace(budget, cost(teacher), _RAISES)[1:]:
+        models = [plan.shape_of(teacher) for plan in plans(int(more)) if plan]
+        if models:
+            return min(models, key=cost)
+    return teacher
 
 
 def descend(count: int, start: int, loss: Callable[[int], float], after: Callable[[], None]) -> None:

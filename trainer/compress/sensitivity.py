@@ -24,7 +24,7 @@ class Sensitivity:
 
     @staticmethod
     def of(path: Path) -> "Sensitivity | None":
-        """What lies at `path`, if anything does: a stated shape needs no search, and a uniform one no losses."""
+        """What lies at `path`, if anything does: a stated shape and a uniform cut are found without."""
         return Sensitivity(read(json.loads(path.read_text())["losses"])) if path.is_file() else None
 
     def to_json(self) -> list[dict[str, Any]]:

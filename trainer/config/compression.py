@@ -170,6 +170,10 @@ class Compression:
     search: Annotated[
         str, "how a budget is spent: budget (width, depth and every layer by losses) or uniform (all alike)"
     ]
+    sensitivity: Annotated[
+        bool,
+        "whether the report tells what each layer bears also where the search does not ask: minutes, of a large model",
+    ]
     merge: Annotated[
         str,
         "whether a budget may be met by merging tokens too: auto (where there are at least 100), always or never",

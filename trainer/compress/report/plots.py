@@ -59,6 +59,9 @@ def _legend(axes: Any, theme: Theme) -> None:
     axes.legend(facecolor=theme.paper, edgecolor=theme.faint, labelcolor=theme.ink)
 
 
+_AXES = {"macs": (1e6, "MACs, millions"), "params": (1e6, "parameters, millions")}
+
+
 def pareto(facts: Facts, theme: Theme) -> bytes:
     """Every candidate by what it costs and how far it is from the teacher; the front, and what was chosen."""
     from matplotlib import ticker
@@ -67,22 +70,25 @@ def pareto(facts: Facts, theme: Theme) -> bytes:
     rows = facts["candidates"]
     front = [row for row in rows if row["front"]]
     others = [row for row in rows if not row["front"]]
-    axes.scatter(*_points(others), color=theme.faint, s=26, label="rejected")
-    axes.plot(*_points(front), color=theme.shown, marker="o", markersize=5, linewidth=1.4, label="front")
+    scale, across = _AXES.get(facts["cost"], (1.0, facts["cost"].replace("_", " ")))
+    axes.scatter(*_points(others, scale), color=theme.faint, s=26, label="rejected")
+    axes.plot(
+        *_points(front, scale), color=theme.shown, marker="o", markersize=5, linewidth=1.4, label="front"
+    )
     chosen = [row for row in rows if row["chosen"]]
-    axes.scatter(*_points(chosen), color=theme.marked, marker="*", s=190, zorder=3, label="chosen")
+    axes.scatter(*_points(chosen, scale), color=theme.marked, marker="*", s=190, zorder=3, label="chosen")
     if min(row["divergence"] for row in rows) > 0:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_minor_locator(ticker.NullLocator())
         axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
-    _label(axes, theme, "MACs, millions", "KL to the teacher, nats")
+    _label(axes, theme, across, "KL to the teacher, nats")
     _legend(axes, theme)
     return _png(figure)
 
 
-def _points(rows: list[Facts]) -> tuple[list[float], list[float]]:
-    return [row["macs"] / 1e6 for row in rows], [row["divergence"] for row in rows]
+def _points(rows: list[Facts], scale: float) -> tuple[list[float], list[float]]:
+    return [row["cost"] / scale for row in rows], [row["divergence"] for row in rows]
 
 
 def accuracy(facts: Facts, theme: Theme) -> bytes:

@@ -56,6 +56,7 @@ class Record:
                 name: self.shipped[name] for name in ("bundle", "precision", "why") if name in self.shipped
             },
             "accuracy": self._accuracy(),
+            "cost": self.choice.cost,
             "candidates": candidates,
             "why": self._why(candidates),
             "halving": self._halving(),
@@ -120,24 +121,27 @@ class Record:
 
     def _candidates(self) -> list[Facts]:
         """Every plan that was judged, the cheapest first."""
-        teacher, made_by = self.cut_from.teacher.model, {one.plan: one for one in self.choice.candidates}
-        losses = dict(self.choice.judged) | {one.plan: one.divergence for one in self.choice.candidates}
+        teacher, made_by = (
+            self.cut_from.teacher.model,
+            {one.plan: one.made_by for one in self.choice.candidates},
+        )
         rows: list[Facts] = []
-        for plan, loss in losses.items():
-            model = plan.shape_of(teacher)
+        for one in self.choice.judged:
+            model = one.plan.shape_of(teacher)
             rows.append(
                 {
-                    "made_by": made_by[plan].made_by if plan in made_by else "tried on the way",
-                    "layers": len(plan.layers),
+                    "made_by": made_by.get(one.plan, "tried on the way"),
+                    "layers": len(one.plan.layers),
                     "width": model.width,
                     "params": description.param_count(model),
                     "macs": description.macs(model),
-                    "divergence": loss,
-                    "chosen": plan == self.chosen.plan,
-                    "reason": self._reason(plan, loss),
+                    "cost": one.cost,
+                    "divergence": one.divergence,
+                    "chosen": one.plan == self.chosen.plan,
+                    "reason": self._reason(one.plan, one.divergence),
                 }
             )
-        rows.sort(key=lambda row: (row["macs"], row["divergence"]))
+        rows.sort(key=lambda row: (row["cost"], row["divergence"]))
         least = float("inf")
         for row in rows:
             row["front"], least = row["divergence"] < least, min(least, row["divergence"])

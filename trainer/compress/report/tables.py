@@ -25,6 +25,7 @@ def tables(facts: Facts) -> list[Table]:
         _latency,
         _accuracy,
         _budget,
+        _attempts,
         _bisection,
         _halving,
         _rungs,
@@ -144,6 +145,18 @@ def _budget(facts: Facts) -> Table:
     return Table("How the budget was met", columns, [row])
 
 
+def _attempts(facts: Facts) -> Table:
+    asked = facts["budget_search"].get("asked")
+    rows = [
+        (f"{predicted:.4g}", f"{measured:.4g}", f"{measured / asked:.1%}")
+        for predicted, measured in facts["budget_search"].get("attempts", ())
+    ]
+    marked = len(rows) - 1
+    return Table(
+        "Searches for the budget, the best last", ("predicted", "found", "of what was asked"), rows, marked
+    )
+
+
 def _bisection(facts: Facts) -> Table:
     met = facts["budget_search"]
     rows = [
@@ -217,6 +230,7 @@ def _candidates(facts: Facts) -> Table:
             str(row["width"]),
             _number(row["params"]),
             _number(row["macs"]),
+            *([] if facts["cost"] in row else [_number(row["cost"])]),
             f"{row['divergence']:.4f}",
             "yes" if row["front"] else "",
             "**chosen**" if row["chosen"] else row["reason"],
@@ -224,7 +238,8 @@ def _candidates(facts: Facts) -> Table:
         for row in facts["candidates"]
     ]
     marked = next((index for index, row in enumerate(facts["candidates"]) if row["chosen"]), -1)
-    columns = ("candidate", "layers", "width", "params", "macs", "KL, nats", "front", "why not")
+    more = () if facts["cost"] in ("params", "macs") else (facts["cost"].replace("_", " "),)
+    columns = ("candidate", "layers", "width", "params", "macs", *more, "KL, nats", "front", "why not")
     return Table("Candidates: cut, repaired and judged", columns, rows, marked)
 
 
@@ -250,7 +265,7 @@ def notes(facts: Facts) -> list[str]:
         f"Layers removed: {gone}. Channels of the residual stream: {width} of {full}.",
         *([f"Groups of channels inside the stem's units: {_kept(facts['stem'])}."] if facts["stem"] else []),
         "KL to the teacher is of predictions, in nats an image, without labels, on calibration images that repaired nothing. "
-        "On the front is what no cheaper candidate comes as near to the teacher as.",
+        f"On the front is what no candidate of less {facts['cost'].replace('_', ' ')} comes as near to the teacher as.",
         *(f"Remark: {remark}." for remark in facts["remarks"]),
         *(f"Precision: {why}." for why in [facts["shipped"].get("why")] if why),
         f"Time: {seconds}.",

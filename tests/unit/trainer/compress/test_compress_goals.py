@@ -165,6 +165,10 @@ def test_a_latency_is_met_by_what_is_shipped_as_it_is_timed_in_the_end(
     report = (tmp_path / "small" / "report.md").read_text()
     assert "How the budget was met" in report
     assert f"| latency_p50_ms | {asked:g} |" in report
+    assert "Searches for the budget, the best last" in report
+    assert "| params | macs | latency p50 ms, predicted | KL, nats |" in report
+    rows = json.loads((tmp_path / "small" / "report.json").read_text())["candidates"]
+    assert [row["cost"] for row in rows] == sorted(row["cost"] for row in rows)  # cheapest in what was asked
 
 
 @pytest.mark.parametrize("loss", ["hard", "token"])
@@ -231,6 +235,8 @@ def test_a_stated_shape_is_shipped_and_the_report_says_so(teacher: Path, tmp_pat
     assert f"Shipped as {result['shipped']['precision']}, in the sizes that were asked for." in report
     assert "| mlp_dim | 32 | 16 | 16 |" in report
     assert "one layer alone removed" in report
+    assert "| 1 | mlp | " in report  # what each layer bears, though nothing was searched
+    assert (tmp_path / "small" / "sensitivity.png").is_file()
     assert "found under another limit" not in report
 
 

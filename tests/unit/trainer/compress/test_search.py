@@ -9,11 +9,12 @@ from serving.command import UserError
 from tests.support.small_models import SMALL, UNEVEN, cut_evenly, logits, random_params, smooth_images
 from trainer.compress import scores, search
 from trainer.compress.allocate import Rounding
+from trainer.compress.losses import Curve
 from trainer.compress.moments import Array
 from trainer.compress.plan import identity
 from trainer.compress.repair import Repair, cut
 from trainer.compress.scores import Scores
-from trainer.compress.search import Candidate, Judge, Teacher
+from trainer.compress.search import Candidate, Infeasible, Judge, Teacher
 from trainer.description import Block, ViT, param_count, uniform
 from trainer.models.build import Params
 
@@ -163,6 +164,25 @@ def test_the_least_budget_of_an_uneven_teacher_is_that_of_its_smallest_block() -
     with pytest.raises(UserError, match=f"below the {least:,} that one block needs"):
         search.check_budget(UNEVEN, param_count, least - 1, ROUNDING)
     search.check_budget(UNEVEN, param_count, least, ROUNDING)
+
+
+def test_a_budget_that_keeps_nothing_worth_its_cost_is_refused_with_one_that_does() -> None:
+    teacher, judge = _teacher(), Judge(_teacher())
+
+    def all_or_nothing(curve: Curve) -> Curve:
+        return Curve(curve.sizes, tuple(2.0 if size else 1.0 for size in curve.sizes[:-1]) + (0.0,))
+
+    measured = search.measure_losses(teacher, _scores(), judge)
+    table = [{kind: all_or_nothing(curve) for kind, curve in curves.items()} for curves in measured]
+    search_for = functools.partial(search.to_budget, teacher, _scores(), table, param_count)
+    least = param_count(dataclasses.replace(DEEP, width=4, blocks=uniform(1, 1, 4, 16)))
+    with pytest.raises(
+        Infeasible, match=r"worth its cost; the least cut that does costs [\d,]+: give that"
+    ) as refused:
+        search_for(least, ROUNDING, judge)
+    nearest = param_count(refused.value.least)
+    assert f"costs {nearest:,}:" in str(refused.value)
+    assert all(candidate.cost <= nearest for candidate in search_for(nearest, ROUNDING, judge))
 
 
 def test_a_judge_gives_the_same_plan_the_same_divergence_again() -> None:

@@ -223,7 +223,11 @@ def _files(folder: Path) -> dict[Path, bytes]:
         ("small/2", ("--precision=int4",), "precision"),
         ("small/2", ("--min_agreement=1.01",), "min_agreement"),
         ("small/2", ("--min_top1=1.01",), "min_top1"),
-        ("small/2", ("--precision=int8_weights", "--min_top1=1"), "and 100.00% must remain; nothing was written"),
+        (
+            "small/2",
+            ("--precision=int8_weights", "--min_top1=1"),
+            "and 100.00% must remain; nothing was written",
+        ),
         ("small/2", ("--threads=0",), "threads"),
         ("small/2", ("--precision=int8", "--calibration_examples=1258"), "above the 1257 training images"),
         ("small/2", ("--data_dir=/nowhere",), "the digits come with the installation"),
