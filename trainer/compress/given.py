@@ -85,7 +85,8 @@ def open_given(config: Compression, origin: Origin) -> Given:
     teacher, first = _teacher(config, loaded, images), Path(origin.path)
     if pair:
         params = pair.stand_in(teacher.model, teacher.params, images, teacher.how.batch)
-        teacher = dataclasses.replace(teacher, params=params)
+        how = dataclasses.replace(teacher.how, predicts=False)
+        teacher = dataclasses.replace(teacher, params=params, how=how)
     return Given(config, origin, first, loaded, data, teacher, rounding, labels, calibration_hash, pair)
 
 

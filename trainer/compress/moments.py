@@ -21,13 +21,14 @@ ROWS_PER_DIM = 4
 
 @jax.jit
 def _products(
-    inputs: jax.Array, targets: jax.Array, origin: jax.Array, target_origin: jax.Array
+    inputs: jax.Array, targets: jax.Array, weights: jax.Array, origin: jax.Array, target_origin: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     exact = jax.lax.Precision.HIGHEST
     inputs, targets = inputs - origin, targets - target_origin
-    squared = jnp.matmul(inputs.T, inputs, precision=exact)
-    crossed = jnp.matmul(inputs.T, targets, precision=exact)
-    return squared, crossed, inputs.sum(axis=0), targets.sum(axis=0)
+    weighted = weights[:, None] * inputs
+    squared = jnp.matmul(weighted.T, inputs, precision=exact)
+    crossed = jnp.matmul(weighted.T, targets, precision=exact)
+    return squared, crossed, weighted.sum(axis=0), weights @ targets
 
 
 _LEAST_VARIANCE = 1e-38  # of what is always 0, so that a system of nothing but zeros has a solution, 0
@@ -61,25 +62,28 @@ class Moments:
     """Means and centred second moments of inputs (rows, A) and, where there are any, of targets (rows, T) against them."""
 
     def __init__(self) -> None:
-        self.rows = 0
+        self.rows, self._weight = 0, 0.0
         self._sums: list[Array] | None = None
         self._origin: tuple[jax.Array, jax.Array] | None = None
 
-    def add(self, inputs: jax.Array, targets: jax.Array | None = None) -> None:
-        """Counts arrays (..., A) and (..., T); leading axes are rows."""
+    def add(self, inputs: jax.Array, targets: jax.Array | None = None, weights: Array | None = None) -> None:
+        """Counts arrays (..., A) and (..., T); leading axes are rows, which count `weights` (of the first axis), or 1, each."""
         flat = inputs.reshape(-1, inputs.shape[-1])
         wanted = flat[:, :0] if targets is None else targets.reshape(-1, targets.shape[-1])
         if self._origin is None:
             self._origin = flat.mean(axis=0), wanted.mean(axis=0)
-        new = [np.asarray(value, np.float64) for value in _products(flat, wanted, *self._origin)]
+        counts = np.ones(len(inputs), np.float32) if weights is None else weights
+        each = np.repeat(counts, len(flat) // len(inputs))
+        new = [np.asarray(value, np.float64) for value in _products(flat, wanted, each, *self._origin)]
         self._sums = new if self._sums is None else [old + more for old, more in zip(self._sums, new)]
         self.rows += flat.shape[0]
+        self._weight += float(np.sum(each, dtype=np.float64))
 
     def _centred(self) -> tuple[Array, Array, Array, Array]:
         if self._sums is None or self._origin is None:
             raise ValueError("no rows were added")
         origin, target_origin = (np.asarray(value, np.float64) for value in self._origin)
-        squared, crossed, inputs, targets = (value / self.rows for value in self._sums)
+        squared, crossed, inputs, targets = (value / self._weight for value in self._sums)
         covariance = squared - np.outer(inputs, inputs)
         return covariance, crossed - np.outer(inputs, targets), inputs + origin, targets + target_origin
 

@@ -5,6 +5,9 @@ every block the regressors are the student's own activations and the target is w
 teacher's, so each fit also mends what earlier blocks left (the sequential target). What reads a narrower stream is fitted to what
 the teacher reads. A branch is left untouched, bit for bit, while nothing was cut in or before it.
 
+A small model cannot tell all that the teacher's stream holds, and should tell what answers depend on: images of which the teacher
+is in doubt count more in all these fits, and the head is fitted to its predictions (`readout`).
+
 Shapes: B batch, T tokens, D width of the teacher, w of the student, N heads, V value dim, F mlp dim.
 """
 
@@ -16,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainer.compress import cells, stem, stream_fisher, streams, width
+from trainer.compress import cells, readout, stem, stream_fisher, streams, width
 from trainer.compress.lowrank import cut_query_key, cut_value_output
 from trainer.compress.moments import Array, Moments, of_layer
 from trainer.compress.padding import kept_heads, padded
@@ -38,6 +41,7 @@ class Repair:
     ridge: float
     batch: int
     fit: bool = True  # False slices and truncates only: the state of the art to compare with
+    predicts: bool = True  # False where answers are embeddings, of which no chance and no doubt can be told
 
 
 class Seen:
@@ -57,6 +61,11 @@ class Seen:
         if self._kept is not None:
             return iter(self._kept)
         return streams.walk(self._teacher, self._params, self._images, self._batch)
+
+    @functools.cached_property
+    def doubt(self) -> Array:
+        """See `readout.doubt`."""
+        return readout.doubt(streams.logits(self._teacher, self._params, self._images, self._batch))
 
     @functools.cached_property
     def directions(self) -> Array:
@@ -83,7 +92,8 @@ def cut(
         width.check_width(teacher, plan.width)
         to_narrow = width.projection(seen.directions, plan.width)
     cut_stem = stem.cut(teacher, params, plan.stem, images, how.batch, how.ridge if how.fit else None)
-    walk = _Walk(teacher, params, to_narrow, seen.walk(), how, cut_stem)
+    weights = seen.doubt if how.fit and how.predicts and teacher.num_classes else None
+    walk = _Walk(teacher, params, to_narrow, seen.walk(), how, cut_stem, weights)
     by_source = {layer.source: layer for layer in plan.layers}
     blocks = []
     for index in range(len(teacher.blocks)):
@@ -130,11 +140,13 @@ class _Walk:
         walked: Iterator[Array],
         how: Repair,
         cut_stem: stem.Cut | None,
+        weights: Array | None,
     ) -> None:
         self._model, self._params, self._how, self._walked = teacher, params, how, walked
         self._narrow, self.start = teacher, params  # the student before its inner sizes are cut
         self.remarks: list[str] = []
         self._teacher = self._student = next(walked)
+        self._weights = np.ones(len(self._teacher), np.float32) if weights is None else weights
         self._to_narrow = None if to_narrow is None else to_narrow.astype(np.float32)
         self._cut = self._to_narrow is not None  # whether anything so far differs from the teacher
         if to_narrow is not None:
@@ -198,7 +210,11 @@ class _Walk:
         fit = Moments()
         for rows in streams.batches(len(self._student), self._how.batch):
             read = streams.normed(block[norm], self._narrow.norm_eps, self._student[rows])
-            fit.add(read, streams.normed(original[norm], self._model.norm_eps, self._teacher[rows]))
+            fit.add(
+                read,
+                streams.normed(original[norm], self._model.norm_eps, self._teacher[rows]),
+                self._weights[rows],
+            )
         fit.require_enough("the stream")
         # Linear in its targets: one fit serves every layer that reads this norm.
         return width.reread_branch(block, original, norm, *fit.ridge(_READER_DAMPING))
@@ -229,7 +245,7 @@ class _Walk:
         wide = padded(params, left, block)
         for rows, (_, taps) in streams.ahead(branch, wide, self._student, self._how.batch):
             outputs = taps["heads"]
-            fit.add(outputs.reshape(*outputs.shape[:2], -1), self._lacking(rows))
+            fit.add(outputs.reshape(*outputs.shape[:2], -1), self._lacking(rows), self._weights[rows])
         used = kept_heads(left, block)
         fit.require_enough("the attention output", len(used))
         kernel, bias = fit.ridge(self._how.ridge, used)
@@ -244,13 +260,13 @@ class _Walk:
         wide = padded(params, left, block)
         regressors = min(-(-left.mlp_dim // _GRAM_STEP) * _GRAM_STEP, block.mlp_dim)
         for rows, (_, taps) in streams.ahead(branch, wide, self._student, self._how.batch):
-            fit.add(taps["hidden"][..., :regressors], self._lacking(rows))
+            fit.add(taps["hidden"][..., :regressors], self._lacking(rows), self._weights[rows])
         fit.require_enough("the MLP", left.mlp_dim)
         kernel, bias = fit.ridge(self._how.ridge, np.arange(left.mlp_dim))
         return {**params, "mlp": {**params["mlp"], "fc2": {"kernel": kernel, "bias": bias}}}
 
     def heads(self) -> tuple[Params, list[str]]:
-        """Every head fitted to the teacher's logits on the student's features; kept as it is while nothing was cut."""
+        """Every head fitted to what the teacher says, on the student's features; kept as it is while nothing was cut."""
         names = head_names(self._model)
         heads: Params = {name: self.start[name] for name in names}
         if not self._cut or not self._how.fit:
@@ -265,5 +281,7 @@ class _Walk:
                 few = f"{fit.rows} images are too few for width {self._narrow.width}"
                 return heads, [f"{name} not fitted: {few}"]
             kernel, bias = fit.ridge(_HEAD_DAMPING)
+            if self._how.predicts:
+                kernel, bias = readout.nearest(student[:, index], said, kernel, bias)
             fitted[name] = {"kernel": kernel, "bias": bias}
         return fitted, []

@@ -61,6 +61,18 @@ def test_all_leading_axes_are_rows() -> None:
         np.testing.assert_allclose(found, wanted, atol=1e-4)  # as above: the same sums in another order
 
 
+def test_a_row_that_counts_twice_is_as_if_it_were_there_twice() -> None:
+    rng = np.random.default_rng(4)
+    inputs, targets = (rng.normal(size=(6, 5, dims)).astype(np.float32) for dims in (3, 2))
+    weights = np.array([1, 2, 1, 2, 1, 1], np.float32)
+    once, twice = Moments(), Moments()
+    once.add(inputs, targets, weights)
+    twice.add(*(np.repeat(given, weights.astype(int), axis=0) for given in (inputs, targets)))
+    for found, wanted in zip(once.ridge(0.1), twice.ridge(0.1), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert once.rows == 30  # what determines a covariance is how many there are
+
+
 def test_a_large_mean_does_not_drown_the_variance() -> None:
     inputs, targets = _data()
     shifted = inputs + np.float32(3000)
