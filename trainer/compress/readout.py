@@ -13,7 +13,7 @@ import scipy.special
 
 from trainer.compress.moments import Array
 
-_DAMPING = 5e-3  # of the change, in units of the features' deviation: anything from 3e-3 to 3e-2 does
+_SPEAK = 20.0  # images for the least-squares head: what few images say against it counts little
 _AT_LEAST = 0.1  # of the weight of the average image
 _NEAR = 1e-4  # mean step at which the optimum is reached
 
@@ -24,20 +24,21 @@ def nearest(features: Array, logits: Array, kernel: Array, bias: Array) -> tuple
     deviation = max(float(np.sqrt(features.var(axis=0, dtype=np.float64).mean())), np.finfo(np.float32).tiny)
     inputs = np.hstack([(features - mean) / deviation, np.ones((len(features), 1))])
     start = np.vstack([kernel * deviation, bias + mean @ kernel]).astype(np.float64)
+    damping = _SPEAK / len(inputs)  # of a change in units of the features' deviation
     wanted = scipy.special.softmax(logits.astype(np.float64), axis=1)
 
     def loss(flat: Array) -> tuple[float, Array]:
         head = flat.reshape(start.shape)
         said, away = scipy.special.log_softmax(inputs @ head, axis=1), head - start
-        value = -np.sum(wanted * said) / len(inputs) + _DAMPING / 2 * np.sum(np.square(away))
-        gradient = inputs.T @ (np.exp(said) - wanted) / len(inputs) + _DAMPING * away
+        value = -np.sum(wanted * said) / len(inputs) + damping / 2 * np.sum(np.square(away))
+        gradient = inputs.T @ (np.exp(said) - wanted) / len(inputs) + damping * away
         return float(value), gradient.ravel()
 
     def curvature(flat: Array, direction: Array) -> Array:
         chances = scipy.special.softmax(inputs @ flat.reshape(start.shape), axis=1)
         moved = chances * (inputs @ direction.reshape(start.shape))
         moved -= chances * moved.sum(axis=1, keepdims=True)
-        return np.asarray((inputs.T @ moved / len(inputs)).ravel() + _DAMPING * direction)
+        return np.asarray((inputs.T @ moved / len(inputs)).ravel() + damping * direction)
 
     found = scipy.optimize.minimize(
         loss, start.ravel(), jac=True, hessp=curvature, method="Newton-CG", options={"xtol": _NEAR}

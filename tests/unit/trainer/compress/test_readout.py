@@ -36,7 +36,7 @@ def test_predictions_come_nearer_than_by_least_squares_also_on_images_that_were_
 
 
 def test_no_head_nearby_is_nearer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readout, "_DAMPING", 1e-9)
+    monkeypatch.setattr(readout, "_SPEAK", 1e-6)
     features, logits = _teacher(300)
     kernel, bias = readout.nearest(features, logits, *_least_squares(features, logits))
     least = divergence(logits, features @ kernel + bias)
