@@ -58,7 +58,10 @@ def stated(model: ViT, count: int) -> Schedule:
         raise UserError(
             f"shape.merge={count}: no layer merges tokens but the third and those behind it; keep three"
         )
-    merging(model, schedule)
+    try:
+        merging(model, schedule)
+    except UserError as error:
+        raise UserError(f"shape.merge={count}: {error}; ask fewer") from error
     return schedule
 
 

@@ -19,7 +19,7 @@ from trainer.checkpoint import Loaded
 from trainer.compress import halving, ladder, latency
 from trainer.compress.__main__ import main
 from trainer.compress.given import Given
-from trainer.description import Stem
+from trainer.description import Stem, uniform
 from trainer.export import job
 from trainer.export.candidate import Candidate
 from trainer.export.fastest import Choice
@@ -27,7 +27,8 @@ from trainer.export.gate import Gate
 
 
 def test_a_ladder_cuts_and_distils_rung_by_rung_to_the_budget(teacher: Path, tmp_path: Path) -> None:
-    more = ("--config.distil.rungs=2", "--config.halving.candidates=0", "--config.until=distil")
+    """With `rungs=0` there are as many as a third at a time needs: two to three fifths."""
+    more = ("--config.distil.rungs=0", "--config.halving.candidates=0", "--config.until=distil")
     result = run_flow(teacher, tmp_path, *more)
     (rung,) = json.loads((tmp_path / "report.json").read_text())["rungs"]
     whole = description.param_count(SMALL)
@@ -145,28 +146,31 @@ def _by_size(
     return [Timing(taken, 2 * taken, 0.01, taken) for taken in times]
 
 
+@pytest.mark.parametrize("quantile", ["p50", "p99"])
 def test_a_latency_is_met_by_what_is_shipped_as_it_is_timed_in_the_end(
-    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quantile: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(latency, "time_models", _by_size)
     (whole,) = _by_size([latency.graph_bytes(SMALL, "fp32")], [], 1)
-    asked = 1 + 0.7 * (whole.p50_ms - 1)
+    tail = getattr(whole, f"{quantile}_ms") / whole.p50_ms
+    asked = tail * (1 + 0.7 * (whole.p50_ms - 1))
     result = run_flow(
         teacher,
         tmp_path / "small",
         "--config.budget.params=0",
-        f"--config.budget.latency_p50_ms={asked}",
+        f"--config.budget.latency_{quantile}_ms={asked}",
         "--config.round_mlp=4",
     )
-    assert 0.9 * asked <= result["shipped"]["latency"]["p50_ms"] <= asked
+    found = result["shipped"]["latency"][f"{quantile}_ms"]
+    assert 0.9 * asked <= found <= asked
     (bundle,) = (tmp_path / "small" / "models").glob("*/*/model.onnx")
-    assert result["shipped"]["latency"]["p50_ms"] == 1 + bundle.stat().st_size / 1e4
+    assert found == pytest.approx(tail * (1 + bundle.stat().st_size / 1e4))
     report = (tmp_path / "small" / "report.md").read_text()
     assert "How the budget was met" in report
-    assert f"| latency_p50_ms | {asked:g} |" in report
+    assert f"| latency_{quantile}_ms | {asked:g} |" in report
     assert "Searches for the budget, the best last" in report
-    assert "| params | macs | latency p50 ms, predicted | KL, nats |" in report
+    assert f"| params | macs | latency {quantile} ms, predicted | KL, nats |" in report
     rows = json.loads((tmp_path / "small" / "report.json").read_text())["candidates"]
     assert [row["cost"] for row in rows] == sorted(row["cost"] for row in rows)  # cheapest in what was asked
 
@@ -266,9 +270,9 @@ def test_a_precision_with_too_little_accuracy_gives_way_to_the_next_fastest(
     assert "int8 refused (int8 has a validation top-1 of 0.00%, and 61.11% must remain)" in shipped["why"]
 
 
-@pytest.mark.parametrize("score", ["taylor", "act"])
+@pytest.mark.parametrize(("asked", "score"), [("max_drop=0.1", "taylor"), ("min_top1=0.6", "act")])
 def test_the_fewest_macs_that_keep_an_accuracy_are_found_also_where_layers_are_cut_alike(
-    score: str, tmp_path: Path
+    asked: str, score: str, tmp_path: Path
 ) -> None:
     save_digits(tmp_path / "teacher", params=able_params())
     result = main(
@@ -276,12 +280,65 @@ def test_the_fewest_macs_that_keep_an_accuracy_are_found_also_where_layers_are_c
             tmp_path / "teacher",
             tmp_path / "small",
             "--config.budget.params=0",
-            "--config.budget.max_drop=0.1",
+            f"--config.budget.{asked}",
             "--config.search=uniform",
             f"--config.score={score}",
         )
     )
     kept = result["validation_top1"]
-    assert kept["cut and repaired"] >= kept["teacher"] - 0.1 > 0.2
+    assert kept["cut and repaired"] >= (0.6 if "min_top1" in asked else kept["teacher"] - 0.1)
     assert result["macs"]["actual"] < result["macs"]["teacher"]
     assert "The fewest MACs that keep the accuracy" in (tmp_path / "small" / "report.md").read_text()
+
+
+def test_blocks_are_matched_through_the_rotation_that_made_the_stream_narrower(
+    teacher: Path, tmp_path: Path
+) -> None:
+    run_flow(
+        teacher,
+        tmp_path,
+        "--config.budget.params=0",
+        "--config.shape.hidden_size=12",
+        "--config.distil.feature_weight=1",
+        "--config.distil.feature_loss=mse",
+        "--config.halving.candidates=0",
+        "--config.until=distil",
+    )
+    assert (tmp_path / "projection.npz").is_file()
+    said = checkpoint.load_card(tmp_path / "distil").meta["config_text"]
+    assert "feature_weight = 1.0" in said
+
+
+def test_tokens_are_merged_in_what_is_shipped(tmp_path: Path) -> None:
+    deep = dataclasses.replace(SMALL, blocks=uniform(4, 2, 8, 32))
+    save_digits(tmp_path / "teacher", deep)
+    small = tmp_path / "small"
+    result = run_flow(
+        tmp_path / "teacher",
+        small,
+        "--config.budget.params=0",
+        "--config.shape.merge=1",
+        "--config.distil.total_steps=0",
+        "--config.halving.candidates=0",
+    )
+    shipped = checkpoint.load_card(small).description
+    assert [block.merge for block in shipped.blocks] == [0, 0, 1, 1]
+    assert result["shipped"]["macs"] == description.macs(shipped) < description.macs(deep)
+    assert "pairs of tokens merged" in (small / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_of_three_candidates_the_better_two_are_distilled_for_twice_as_long(
+    teacher: Path, tmp_path: Path
+) -> None:
+    run_flow(
+        teacher,
+        tmp_path,
+        "--config.halving.candidates=3",
+        "--config.halving.steps=2",
+        "--config.round_width=2",
+        "--config.until=distil",
+    )
+    rows = json.loads((tmp_path / "report.json").read_text())["halving"]
+    assert [[one["steps"] for one in row["rounds"]] for row in rows] == [[0, 2, 4], [0, 2, 4], [0, 2]]
+    assert rows[0]["rounds"][-1]["divergence"] <= rows[1]["rounds"][-1]["divergence"]

@@ -17,6 +17,7 @@ from tests.support.small_models import (
     smooth_images,
     with_layer,
 )
+from trainer.compress import streams
 from trainer.compress.gradient_scores import ones
 from trainer.compress.moments import Array
 from trainer.compress.plan import Plan, identity, without_layers
@@ -147,6 +148,26 @@ def test_a_repaired_model_is_nearer_to_the_teacher_on_images_that_repaired_nothi
     )
     # Measured on these plans: 0.01 to 0.7 of it. Random weights are harder to mend than trained ones.
     assert repaired < 0.8 * sliced
+
+
+@pytest.mark.parametrize("neurons", [4, 16, 28])
+@pytest.mark.parametrize("model", [SMALL, CLS], ids=["gap", "cls"])
+def test_on_the_calibration_images_a_repair_never_leaves_the_stream_further_off_than_slicing(
+    model: ViT, neurons: int
+) -> None:
+    """All images alike, as only then least squares is of what is measured here."""
+    params, images, _ = _setting(model)
+    plan, alike = with_layer(model, 1, neurons=range(neurons)), Repair(1e-6, 64, predicts=False)
+
+    def behind(model: ViT, params: Params) -> Array:
+        return list(streams.walk(model, params, images, 64))[-1]
+
+    wanted = behind(model, params)
+    repaired, sliced = (
+        np.mean(np.square(behind(plan.shape_of(model), _cut(plan, how, model)) - wanted))
+        for how in (alike, SLICED)
+    )
+    assert repaired <= sliced
 
 
 def test_a_block_that_goes_leaves_the_others_in_their_order() -> None:
