@@ -64,6 +64,12 @@ class Given:
         """Validation top-1 of what is cut."""
         return self.worth(self.teacher.model, self.loaded.params)
 
+    def first_tested(self) -> float:
+        """Top-1 of the first teacher on the test images, by which nothing is chosen."""
+        first, spec = checkpoint.load(self.first), self.loaded.preprocess
+        model = description.require_vit(first.description, "compression")
+        return validation.top1(model, first.params, spec, self.data.test, self.teacher.how.batch)
+
     @property
     def image_size(self) -> int:
         """The side of the images that the model sees."""

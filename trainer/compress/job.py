@@ -143,6 +143,8 @@ class _Job:
         exported = self._stages.run("export", lambda: shipping.export(given, student, self._workdir))
         # Measured every time: a report says what is, on the machine where it is asked for.
         shipped = shipping.measure(given, Path(exported["bundle"]))
+        tested = self._stages.run("test", lambda: {"teacher": given.first_tested()})
+        shipped["teacher_test_top1"] = tested["teacher"]
         if "why" in exported:
             shipped["why"] = exported["why"]
         top1["shipped"] = shipped["top1"]

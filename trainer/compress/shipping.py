@@ -8,21 +8,22 @@ from typing import Any
 import numpy as np
 from google.protobuf import json_format
 
+from serving import preprocess
 from serving.command import UserError
 from serving.repository import LoadedModel, Repository
 from serving.runtime.select import open_runtime
 from serving.timing.profile import all_cores, this_machine
 from serving.timing.turns import Timing
 from trainer import description
-from trainer.compress import goals, latency
+from trainer.compress import goals, latency, streams
 from trainer.compress.choosing import COSTS, least_top1, limit_of
 from trainer.compress.given import Given
 from trainer.compress.latency import Setting
 from trainer.compress.stages import clear
+from trainer.data.source import ImageSource
 from trainer.description import ViT
 from trainer.export import job, subject
 from trainer.export.fastest import why_shipped
-from trainer.export.samples import DatasetSamples
 
 _MIB = 2**20
 _SCORED = 32  # images at a time for accuracy
@@ -83,8 +84,8 @@ def export(given: Given, student: Path, workdir: Path) -> dict[str, Any]:
 def measure(given: Given, bundle: Path) -> dict[str, Any]:
     """The bundle opened as the server opens it, golden answers and all, and measured.
 
-    Returns params, macs, mib, top1, and latency (a `Timing` and under what); of several files, of the one that is
-    served when none is asked for.
+    Returns params, macs, mib, top1 (validation images) and test_top1 (test images, by which nothing is chosen), and latency
+    (a `Timing` and under what); of several files, of the one that is served when none is asked for.
 
     Raises:
       UserError: when the bundle cannot be served.
@@ -101,7 +102,8 @@ def measure(given: Given, bundle: Path) -> dict[str, Any]:
         "macs": description.macs(model),
         "mib": path.stat().st_size / _MIB,
         **_latencies(given, path.read_bytes()),
-        "top1": _top1(given, served),
+        "top1": _top1(given, served, given.data.validation),
+        "test_top1": _top1(given, served, given.data.test),
         **({"device": estimated} if estimated else {}),
     }
 
@@ -159,13 +161,12 @@ def _latency_limits(given: Given, timing: Timing) -> list[Limit]:
     return [Limit(name, "ms", getattr(asked, name), found) for name, found in pairs if getattr(asked, name)]
 
 
-def _top1(given: Given, served: LoadedModel) -> float:
-    images, labels, _ = DatasetSamples(given.data, given.loaded.preprocess).scored()
-    said = [
-        served.run(images[start : start + _SCORED]).argmax(axis=-1)
-        for start in range(0, len(images), _SCORED)
-    ]
-    return float(np.mean(np.concatenate(said) == labels))
+def _top1(given: Given, served: LoadedModel, source: ImageSource) -> float:
+    spec, said = given.loaded.preprocess, []
+    for rows in streams.batches(len(source), _SCORED):
+        fitted = np.stack([preprocess.fit(image, spec) for image in source.images[rows]])
+        said.append(served.run(preprocess.normalise(fitted, spec)).argmax(axis=-1))
+    return float(np.mean(np.concatenate(said) == source.labels))
 
 
 def limits(given: Given, shipped: dict[str, Any]) -> list[Limit]:

@@ -76,9 +76,17 @@ def _cards(facts: Facts) -> list[tuple[str, str, str]]:
             f"{teacher['p50_ms'] / shipped['p50_ms']:.1f} times as fast as the teacher" if teacher else ""
         )
         found.append((f"p50, batch {shipped['batch']}", f"{shipped['p50_ms']:.3g} ms", faster))
-    first, last = facts["accuracy"][0], facts["accuracy"][-1]
+    stages = facts["tested"] or facts["accuracy"]
+    first, last = stages[0], stages[-1]
     points = f"{100 * (last['top1'] - first['top1']):+.2f} points against the teacher"
-    return [*found, (f"top-1, {last['stage']}", f"{last['top1']:.2%}", points)]
+    return [
+        *found,
+        (
+            f"top-1, {last['stage']}, {'test' if facts['tested'] else 'validation'}",
+            f"{last['top1']:.2%}",
+            points,
+        ),
+    ]
 
 
 def _short(value: float) -> str:

@@ -55,7 +55,8 @@ class Record:
             "shipped": {
                 name: self.shipped[name] for name in ("bundle", "precision", "why") if name in self.shipped
             },
-            "accuracy": self._accuracy(),
+            "accuracy": self._accuracy(self.top1, len(self.given.data.validation)),
+            "tested": self._accuracy(self._tested(), len(self.given.data.test)),
             "cost": self.choice.cost,
             "candidates": candidates,
             "why": self._why(candidates),
@@ -115,9 +116,13 @@ class Record:
         teacher, shape = self.given.teacher.model, self.given.config.shape
         return target.report(teacher, target.asked(shape, teacher), self._model) if shape.stated else {}
 
-    def _accuracy(self) -> list[Facts]:
-        count = len(self.given.data.validation)
-        return [{"stage": stage, **Accuracy.of(top1, count).to_json()} for stage, top1 in self.top1.items()]
+    def _accuracy(self, top1s: dict[str, float], count: int) -> list[Facts]:
+        return [{"stage": stage, **Accuracy.of(top1, count).to_json()} for stage, top1 in top1s.items()]
+
+    def _tested(self) -> dict[str, float]:
+        if not self.shipped:
+            return {}
+        return {"teacher": self.shipped["teacher_test_top1"], "shipped": self.shipped["test_top1"]}
 
     def _candidates(self) -> list[Facts]:
         """Every plan that was judged, the cheapest first."""

@@ -24,6 +24,7 @@ def tables(facts: Facts) -> list[Table]:
         _shape,
         _latency,
         _accuracy,
+        _tested,
         _budget,
         _attempts,
         _bisection,
@@ -113,7 +114,17 @@ def _latency(facts: Facts) -> Table:
 
 
 def _accuracy(facts: Facts) -> Table:
-    first = facts["accuracy"][0]["top1"]
+    return _by_stage(facts["accuracy"], "validation images, by which candidates and precision are chosen")
+
+
+def _tested(facts: Facts) -> Table:
+    return _by_stage(facts["tested"], "test images, by which nothing was chosen")
+
+
+def _by_stage(stages: list[Facts], what: str) -> Table:
+    if not stages:
+        return Table("", (), [])
+    first = stages[0]["top1"]
     rows = [
         (
             row["stage"],
@@ -121,10 +132,10 @@ def _accuracy(facts: Facts) -> Table:
             f"{_percent(row['low'])} to {_percent(row['high'])}",
             f"{100 * (row['top1'] - first):+.2f}",
         )
-        for row in facts["accuracy"]
+        for row in stages
     ]
     columns = ("stage", "top-1 %", "95 % interval", "points against the teacher")
-    return Table(f"Accuracy, {facts['accuracy'][0]['examples']:,} validation images", columns, rows)
+    return Table(f"Accuracy, {stages[0]['examples']:,} {what}", columns, rows)
 
 
 def _budget(facts: Facts) -> Table:

@@ -16,6 +16,7 @@ from tests.support.compressions import run_flow
 from tests.support.small_models import SMALL
 from trainer import checkpoint, description
 from trainer.compress import search, shipping
+from trainer.data.datasets import open_dataset
 from trainer.preemption import Preemption
 
 
@@ -98,6 +99,12 @@ def test_the_report_tells_every_stage_with_its_interval_and_every_rejected_candi
     stages = [row["stage"] for row in facts["accuracy"]]
     assert stages == ["teacher", "cut and repaired", "distilled", "shipped"]
     assert all(row["low"] <= row["top1"] <= row["high"] for row in facts["accuracy"])
+    assert [row["stage"] for row in facts["tested"]] == ["teacher", "shipped"]
+    tests = len(open_dataset("digits").test)
+    assert (
+        f"Accuracy, {tests} test images, by which nothing was chosen"
+        in (flow.workdir / "report.md").read_text()
+    )
     judged = json.loads((flow.workdir / "search.json").read_text())["plans"]
     assert len(facts["candidates"]) == len(judged)
     assert [bool(row["reason"]) for row in facts["candidates"]] == [
