@@ -87,6 +87,7 @@ def _distil(dataset: str) -> ml_collections.ConfigDict:
             "batch_eval": 128 if digits else 500,
             "optim": "adamw",
             "base_lr": 5e-4,
+            "decay_type": "cosine",
             "wd": 0.05,
             "do": 0.0,
             "sd": 0.0,

@@ -51,6 +51,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.optim = "adamw"
     # The student starts from repaired weights, not from noise.
     config.base_lr = 5e-4 if role == "student" else 1e-3
+    config.decay_type = "cosine"
     config.wd = 0.05
     config.do = 0.0
     config.sd = 0.0

@@ -44,6 +44,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.warmup_steps = 300 if role == "base" else 600
     config.optim = "muon" if role == "base" else "adamw"
     config.base_lr = 1.5e-3 if role == "base" else 5e-4
+    config.decay_type = "cosine"
     config.wd = 0.05
     config.do = 0.0
     config.sd = 0.0 if role == "base" else 0.1

@@ -48,6 +48,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.warmup_steps = 20
     config.optim = "adamw"
     config.base_lr = 3e-4
+    config.decay_type = "cosine"
     config.wd = 0.05
     config.do = 0.0
     config.sd = 0.0

@@ -1,8 +1,10 @@
-"""The optimisers: linear warm-up, cosine decay and global-norm clipping before AdamW or Muon, from optax."""
+"""The optimisers and their learning rates, from optax: warm-up and decay, and global-norm clipping before what `optim` names."""
 
+import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax import contrib
 
@@ -14,27 +16,54 @@ _UNDECAYED = (
     "pos",
     "cls",
 )  # one-dimensional parameters and tokens, as the field leaves them undecayed
+_MOMENTUM = 0.9
 _RMS = 0.2  # of a Muon update, near AdamW's own, so that both take the same learning rates (arXiv:2502.16982, section 2.2)
 
 
 def schedule(experiment: Experiment) -> optax.Schedule:
-    """Learning rate at a step: linear from 0 to base_lr over warmup_steps, then a cosine to 0 at total_steps."""
-    return optax.warmup_cosine_decay_schedule(
-        0.0, experiment.base_lr, experiment.warmup_steps, experiment.total_steps
+    """Learning rate at a step: linear from 0 to base_lr over warmup_steps, then as `decay_type` says.
+
+    cosine and linear come to 0 at total_steps; rsqrt falls as 1/√step (Vaswani et al. 2017, arXiv:1706.03762, equation 3) and is
+    above 0 at the end.
+    """
+    peak, warm_up = experiment.base_lr, experiment.warmup_steps
+    rest = experiment.total_steps - warm_up
+    decays: dict[str, optax.Schedule] = {
+        "cosine": optax.cosine_decay_schedule(peak, rest),
+        "linear": optax.linear_schedule(peak, 0.0, rest),
+        "rsqrt": lambda step: peak / jnp.sqrt(1 + step / max(warm_up, 1)),
+    }
+    return optax.join_schedules(
+        [optax.linear_schedule(0.0, peak, warm_up), decays[experiment.decay_type]], [warm_up]
     )
 
 
 def optimiser(experiment: Experiment) -> optax.GradientTransformation:
-    """What `optim` names, behind clipping to `grad_norm_clip`; `wd` is multiplied by the learning rate, as optax does it."""
-    named = {"adamw": _adamw, "muon": _muon}
+    """What `optim` names, behind clipping to `grad_norm_clip`; `wd` is decoupled and multiplied by the learning rate in all."""
+    clipped = optax.clip_by_global_norm(experiment.grad_norm_clip)
+    if experiment.optim == "muon":
+        return optax.chain(clipped, _muon(experiment))
+    decay = optax.add_decayed_weights(experiment.wd, _decayed)
     return optax.chain(
-        optax.clip_by_global_norm(experiment.grad_norm_clip), named[experiment.optim](experiment)
+        clipped, _directions(experiment.optim), decay, optax.scale_by_learning_rate(schedule(experiment))
     )
 
 
-def _adamw(experiment: Experiment) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101)."""
-    return optax.adamw(schedule(experiment), weight_decay=experiment.wd, mask=_decayed)
+def _directions(name: str) -> optax.GradientTransformation:
+    """What a learning rate multiplies: AdamW's, Lion's, SGD's with momentum 0.9, or Adafactor's as large ViTs are trained with.
+
+    Loshchilov & Hutter 2019, arXiv:1711.05101; Chen et al. 2023, arXiv:2302.06675; Zhai et al. 2022, arXiv:2106.04560, section
+    3.4 (second moments in factors, first ones kept, no scale of the parameters), after Shazeer & Stern 2018, arXiv:1804.04235.
+    """
+    if name == "adafactor":
+        return optax.chain(
+            optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.ema(_MOMENTUM, debias=False)
+        )
+    return {
+        "adamw": optax.scale_by_adam,
+        "lion": optax.scale_by_lion,
+        "sgd": functools.partial(optax.trace, _MOMENTUM),
+    }[name]()
 
 
 def _muon(experiment: Experiment) -> optax.GradientTransformation:

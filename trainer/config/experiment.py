@@ -7,7 +7,8 @@ from typing import Annotated
 
 from trainer.config.fields import Problems
 
-OPTIMISERS = ("adamw", "muon")
+OPTIMISERS = ("adamw", "muon", "sgd", "adafactor", "lion")
+LR_DECAYS = ("cosine", "linear", "rsqrt")
 AUGMENTATIONS = ("none", "shift", "shift_flip")
 DISTILL_LOSSES = ("soft", "hard", "token", "token_soft")
 DECAYS = ("linear", "cosine")
@@ -77,10 +78,13 @@ class Experiment:
     total_steps: Annotated[int, "when training ends"]
     warmup_steps: Annotated[int, "of the learning rate, from 0 to base_lr"]
     optim: Annotated[
-        str, "adamw, or muon: kernels of all blocks along orthogonal directions, Adam for the rest"
+        str,
+        "adamw; muon: kernels of all blocks along orthogonal directions, Adam for the rest; sgd with momentum 0.9; adafactor: "
+        "factored second moments; lion, at a third to a tenth of AdamW's base_lr",
     ]
-    base_lr: Annotated[float, "largest learning rate; a cosine to 0 follows"]
-    wd: Annotated[float, "decoupled weight decay, multiplied by the learning rate as optax does"]
+    base_lr: Annotated[float, "largest learning rate, reached at the end of the warm-up"]
+    decay_type: Annotated[str, "of the learning rate after it: cosine or linear to 0, or rsqrt: 1/√step"]
+    wd: Annotated[float, "decoupled decay of kernels, multiplied by the learning rate with every optimiser"]
     do: Annotated[float, "dropout rate"]
     sd: Annotated[float, "stochastic depth rate of the last block"]
     label_smoothing: Annotated[float, "share of each label that goes to all classes"]
@@ -173,6 +177,7 @@ class Experiment:
     def _check_choices(self, found: Problems) -> None:
         for name, allowed in (
             ("optim", OPTIMISERS),
+            ("decay_type", LR_DECAYS),
             ("distill_loss", DISTILL_LOSSES),
             ("distill_decay", DECAYS),
             ("feature_loss", FEATURE_LOSSES),

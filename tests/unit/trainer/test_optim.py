@@ -35,6 +35,18 @@ def test_the_rate_rises_linearly_and_falls_as_a_cosine(step: int, rate: float) -
     assert float(optim.schedule(experiment())(step)) == pytest.approx(rate, rel=1e-6, abs=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("step", "rate"), [(0, 0.0), (5, 0.25), (10, 0.5), (60, 0.25), (85, 0.125), (110, 0.0)]
+)
+def test_the_rate_may_fall_linearly(step: int, rate: float) -> None:
+    assert float(optim.schedule(experiment(decay_type="linear"))(step)) == pytest.approx(rate, abs=1e-7)
+
+
+@pytest.mark.parametrize(("step", "rate"), [(5, 0.25), (10, 0.5), (40, 0.25), (90, 0.5 / 3)])
+def test_the_rate_may_fall_as_one_over_the_root_of_the_step(step: int, rate: float) -> None:
+    assert float(optim.schedule(experiment(decay_type="rsqrt"))(step)) == pytest.approx(rate)
+
+
 def test_without_warm_up_the_first_step_has_the_full_rate() -> None:
     assert float(optim.schedule(experiment(warmup_steps=0))(0)) == 0.5
 
@@ -61,10 +73,38 @@ def _first_updates(settings: Experiment, gradients: dict[str, jax.Array]) -> dic
     return updates  # type: ignore[return-value]
 
 
-def test_without_gradients_a_step_takes_rate_times_decay_of_each_kernel() -> None:
-    updates = _first_updates(experiment(warmup_steps=0), {"kernel": jnp.zeros(3), "bias": jnp.zeros(3)})
+@pytest.mark.parametrize("name", ["adamw", "sgd", "adafactor", "lion"])
+def test_without_gradients_a_step_takes_rate_times_decay_of_each_kernel(name: str) -> None:
+    settings = experiment(warmup_steps=0, optim=name)
+    updates = _first_updates(settings, {"kernel": jnp.zeros(3), "bias": jnp.zeros(3)})
     np.testing.assert_allclose(updates["kernel"], -0.5 * 0.1 * 2.0, rtol=1e-6)  # two float32 products
     assert np.array_equal(updates["bias"], np.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "second"),
+    [
+        ("sgd", [0.3, -0.4], [0.57, -0.76]),  # 0.9 of the last direction is kept
+        ("lion", [1.0, -1.0], [1.0, -1.0]),  # signs
+        ("adamw", [1.0, -1.0], [1.0, -1.0]),  # a gradient over its own root mean square
+        ("adafactor", [0.1, -0.1], [0.19, -0.19]),  # the same, and a tenth of it a step
+    ],
+)
+def test_each_optimiser_takes_its_own_direction(name: str, first: list[float], second: list[float]) -> None:
+    tx = optim.optimiser(experiment(warmup_steps=0, wd=0.0, base_lr=1.0, decay_type="rsqrt", optim=name))
+    params, gradients = {"kernel": jnp.zeros(2)}, {"kernel": jnp.array([0.3, -0.4])}
+    state, rates = tx.init(params), (1.0, 0.5**0.5)
+    for rate, wanted in zip(rates, (first, second), strict=True):
+        updates, state = tx.update(gradients, state, params)
+        # Moments and their corrections are float32, and Adam adds 1e-8 to the root.
+        np.testing.assert_allclose(updates["kernel"], -rate * np.array(wanted), rtol=1e-4)
+
+
+def test_adafactor_keeps_of_a_large_kernel_two_vectors() -> None:
+    params = {"kernel": jnp.zeros((256, 128))}
+    held = optim.optimiser(experiment(optim="adafactor")).init(params)
+    sizes = sorted(leaf.size for leaf in jax.tree.leaves(held))
+    assert sizes[-3:] == [128, 256, 256 * 128]  # and the first moment, whole
 
 
 def test_gradients_are_clipped_to_their_global_norm() -> None:
