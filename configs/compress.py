@@ -85,6 +85,7 @@ def _distil(dataset: str) -> ml_collections.ConfigDict:
             "warmup_steps": 40 if digits else 60,
             "batch": 64 if digits else 128,
             "batch_eval": 128 if digits else 500,
+            "accum_steps": 1,
             "optim": "adamw",
             "base_lr": 5e-4,
             "decay_type": "cosine",

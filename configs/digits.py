@@ -44,6 +44,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.qat_steps = 0
     config.batch = 64
     config.batch_eval = 128
+    config.accum_steps = 1
     config.total_steps = 700 if role == "teacher" else 400
     config.warmup_steps = 70 if role == "teacher" else 40
     config.optim = "adamw"

@@ -46,6 +46,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.qat_steps = 0
     config.batch = 128
     config.batch_eval = 500
+    config.accum_steps = 1
     config.total_steps = 1200 if role == "teacher" else 600
     config.warmup_steps = 120 if role == "teacher" else 60
     config.optim = "adamw"

@@ -40,6 +40,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.qat_steps = 0
     config.batch = 128
     config.batch_eval = 500
+    config.accum_steps = 1
     config.total_steps = 6_000 if role == "base" else 12_000  # 13 or 26 times all images
     config.warmup_steps = 300 if role == "base" else 600
     config.optim = "muon" if role == "base" else "adamw"

@@ -44,6 +44,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.qat_steps = 0
     config.batch = 64
     config.batch_eval = 120
+    config.accum_steps = 1
     config.total_steps = 200
     config.warmup_steps = 20
     config.optim = "adamw"

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from serving.preprocess import PreprocessSpec
 from trainer import cached_logits, mixup
+from trainer.accumulation import mean_over
 from trainer.config import Experiment
 from trainer.data.global_batch import input_share
 from trainer.description import Classifier
@@ -88,22 +89,32 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch, teacher_params: Params | None) -> tuple[TrainState, Metrics]:
         images, labels = view(batch, state.step)
-        key = jax.random.fold_in(jax.random.key(experiment.seed), state.step) if regularised else None
-        taught = _taught(batch, images, model.num_classes, teacher, teacher_params)
+        step_key = jax.random.fold_in(jax.random.key(experiment.seed), state.step) if regularised else None
 
-        def answer(params: Params) -> Outputs:
-            return bind(model, params).outputs(images, regularisation=rates, key=key)
+        def of_part(part: Batch, number: jax.Array | int) -> Any:
+            """((loss, accuracy), gradients), means over a part of the batch."""
+            images, key = part["view"], None if step_key is None else jax.random.fold_in(step_key, number)
+            taught = _taught(part, images, model.num_classes, teacher, teacher_params)
 
-        def rounded(params: Params) -> Outputs:
-            return in_eight_bits(bind(model, params)).outputs(images, regularisation=rates, key=key)
+            def answer(params: Params) -> Outputs:
+                return bind(model, params).outputs(images, regularisation=rates, key=key)
 
-        def mean_loss(params: Params) -> tuple[jax.Array, jax.Array]:
-            last = state.step >= experiment.total_steps - experiment.qat_steps
-            student = jax.lax.cond(last, rounded, answer, params) if experiment.qat_steps else answer(params)
-            losses = objective(student, labels, taught, state.step)
-            return losses.mean(), accuracy(student.logits, batch["label"]).mean()
+            def rounded(params: Params) -> Outputs:
+                return in_eight_bits(bind(model, params)).outputs(images, regularisation=rates, key=key)
 
-        (loss, top1), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+            def mean_loss(params: Params) -> tuple[jax.Array, jax.Array]:
+                last = state.step >= experiment.total_steps - experiment.qat_steps
+                student = (
+                    jax.lax.cond(last, rounded, answer, params) if experiment.qat_steps else answer(params)
+                )
+                losses = objective(student, part["targets"], taught, state.step)
+                return losses.mean(), accuracy(student.logits, part["label"]).mean()
+
+            return jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+
+        rest = {name: array for name, array in batch.items() if name != "image"}
+        viewed = {**rest, "view": images, "targets": labels}
+        (loss, top1), gradients = mean_over(experiment.accum_steps, of_part, viewed)
         updates, opt = tx.update(gradients, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, "top1": top1, "grad_norm": optax.tree.norm(gradients)}

@@ -53,7 +53,7 @@ def train(experiment: Experiment, workdir: Path) -> dict[str, object]:
 def mesh_of(experiment: Experiment) -> Mesh:
     """The mesh that `experiment` asks for; refuses devices that do not fit it, and batches that they do not divide."""
     mesh = make_mesh(experiment.mesh)
-    check_batch(mesh, experiment.batch, "batch")
+    check_batch(mesh, experiment.batch, "batch", experiment.accum_steps)
     check_batch(mesh, experiment.batch_eval, "batch_eval")
     return mesh
 

@@ -1,6 +1,7 @@
 """Training on eight devices gets the losses of training on one, however the mesh cuts batch and parameters."""
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -24,7 +25,9 @@ STEPS, HALF = 6, 3
 MESHES = [(8, 1, 1), (2, 2, 2), (1, 4, 2)]
 
 
-def experiment(folder: Path, role: str, mesh: tuple[int, int, int] = (1, 1, 1)) -> Experiment:
+def experiment(
+    folder: Path, role: str, mesh: tuple[int, int, int] = (1, 1, 1), accum_steps: int = 1
+) -> Experiment:
     """A run of `role` from the models that `reference` made; both start from weights at which every gradient counts."""
     settings = {
         "image_size": 8,
@@ -35,6 +38,7 @@ def experiment(folder: Path, role: str, mesh: tuple[int, int, int] = (1, 1, 1)) 
         "total_steps": STEPS,
         "warmup_steps": 1,
         "batch": 32,
+        "accum_steps": accum_steps,
         "base_lr": 0.01,
         "checkpoint_every": HALF,
         "eval_every": HALF,
@@ -76,12 +80,18 @@ def assert_same_losses(workdir: Path, reference: Path) -> None:
     assert ours == pytest.approx(theirs, rel=SAME_LOSS)
 
 
-@pytest.mark.parametrize("role", ["trained", "distilled"])
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize(
+    ("mesh", "role", "accum_steps"),
+    [
+        *itertools.product(MESHES, ["trained", "distilled"], [1]),
+        (MESHES[0], "distilled", 4),
+        (MESHES[1], "trained", 2),
+    ],
+)
 def test_eight_devices_get_the_losses_of_one(
-    role: str, mesh: tuple[int, int, int], reference: Path, tmp_path: Path
+    mesh: tuple[int, int, int], role: str, accum_steps: int, reference: Path, tmp_path: Path
 ) -> None:
-    result = train(experiment(reference, role, mesh), tmp_path / "run")
+    result = train(experiment(reference, role, mesh, accum_steps), tmp_path / "run")
     assert result["stage"] == role
     assert_same_losses(tmp_path / "run", reference / role)
     # All 180 examples count once: some batches of evaluation are padded, and cut over the devices.

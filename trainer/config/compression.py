@@ -99,6 +99,7 @@ class Distil:
     warmup_steps: Annotated[int, "of the learning rate, from 0 to base_lr"]
     batch: Annotated[int, "images of one step"]
     batch_eval: Annotated[int, "images per batch of the evaluation"]
+    accum_steps: Annotated[int, "parts in which a step takes its batch; 1: all at once"]
     optim: Annotated[str, "adamw, muon, sgd, adafactor or lion"]
     base_lr: Annotated[float, "largest learning rate"]
     decay_type: Annotated[str, "of the learning rate after the warm-up: cosine, linear or rsqrt"]

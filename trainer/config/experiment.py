@@ -75,6 +75,9 @@ class Experiment:
     ]
     batch: Annotated[int, "images of one step, over all processes"]
     batch_eval: Annotated[int, "images per batch of the evaluation"]
+    accum_steps: Annotated[
+        int, "parts in which a step takes its batch, one after another, to need less memory; 1: all at once"
+    ]
     total_steps: Annotated[int, "when training ends"]
     warmup_steps: Annotated[int, "of the learning rate, from 0 to base_lr"]
     optim: Annotated[
@@ -121,6 +124,7 @@ class Experiment:
             image_size=self.image_size,
             batch=self.batch,
             batch_eval=self.batch_eval,
+            accum_steps=self.accum_steps,
             total_steps=self.total_steps,
             eval_every=self.eval_every,
             checkpoint_every=self.checkpoint_every,

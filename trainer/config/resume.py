@@ -31,6 +31,8 @@ MAY_CHANGE_ON_RESUME = frozenset(
 
 # Keys that older configurations did not have, with the value that does what was done then.
 _ADDED_LATER = {
+    "accum_steps": 1,
+    "decay_type": "cosine",
     "mixup": 0.0,
     "teacher_model": "",
     "teacher_epochs": 0,

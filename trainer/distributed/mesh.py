@@ -38,16 +38,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_batch(mesh: Mesh, batch: int, name: str) -> None:
-    """Refuses a batch that the data and fsdp axes cannot share equally.
+def check_batch(mesh: Mesh, batch: int, name: str, parts: int = 1) -> None:
+    """Refuses a batch that the data and fsdp axes cannot share equally, each share in `parts` equal parts.
 
     Raises:
       UserError: naming the nearest batch sizes that fit.
     """
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch % shards:
-        lower = batch // shards * shards
-        fits = f"{lower} or {lower + shards}" if lower else f"{shards}"
-        raise UserError(
-            f"{name}={batch} cannot be cut over {shards} data shards; use a multiple, such as {fits}"
-        )
+    least = shards * parts
+    if batch % least:
+        lower = batch // least * least
+        fits = f"{lower} or {lower + least}" if lower else f"{least}"
+        over = f"{shards} data shards" + (f" in accum_steps={parts} parts each" if parts > 1 else "")
+        raise UserError(f"{name}={batch} cannot be cut over {over}; use a multiple, such as {fits}")

@@ -138,3 +138,15 @@ def test_bad_input_leaves_no_workdir_behind(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no checkpoint under"):
         train(config.experiment("configs/digits.py:scratch", overrides), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_its_parts_do_not_divide_is_refused_with_the_nearest_that_they_do(
+    tmp_path: Path,
+) -> None:
+    save_digits(tmp_path / "small")
+    settings = _settings("scratch", shape_of=str(tmp_path / "small"), accum_steps=3)
+    with pytest.raises(
+        UserError, match=r"batch=32 cannot be cut over 1 data shards in accum_steps=3 parts .* 30 or 33"
+    ):
+        train(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
