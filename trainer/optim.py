@@ -15,8 +15,12 @@ _UNDECAYED = (
     "scale",
     "pos",
     "cls",
+    "dist",
 )  # one-dimensional parameters and tokens, as the field leaves them undecayed
 _MOMENTUM = 0.9
+_FACTORED = (
+    32  # least size of both axes of a kernel whose second moment is kept in factors: heads have 64 dims
+)
 _RMS = 0.2  # of a Muon update, near AdamW's own, so that both take the same learning rates (arXiv:2502.16982, section 2.2)
 
 
@@ -43,27 +47,34 @@ def optimiser(experiment: Experiment) -> optax.GradientTransformation:
     clipped = optax.clip_by_global_norm(experiment.grad_norm_clip)
     if experiment.optim == "muon":
         return optax.chain(clipped, _muon(experiment))
-    decay = optax.add_decayed_weights(experiment.wd, _decayed)
-    return optax.chain(
-        clipped, _directions(experiment.optim), decay, optax.scale_by_learning_rate(schedule(experiment))
+    named = optax.chain(  # nested as optax.adamw is: checkpoints know what is kept by its place
+        _directions(experiment.optim),
+        optax.add_decayed_weights(experiment.wd, _decayed),
+        optax.scale_by_learning_rate(schedule(experiment)),
     )
+    return optax.chain(clipped, named)
 
 
 def _directions(name: str) -> optax.GradientTransformation:
     """What a learning rate multiplies: AdamW's, Lion's, SGD's with momentum 0.9, or Adafactor's as large ViTs are trained with.
 
     Loshchilov & Hutter 2019, arXiv:1711.05101; Chen et al. 2023, arXiv:2302.06675; Zhai et al. 2022, arXiv:2106.04560, section
-    3.4 (second moments in factors, first ones kept, no scale of the parameters), after Shazeer & Stern 2018, arXiv:1804.04235.
+    3.4 (second moments in factors, their decay capped at 0.999, first ones kept, no scale of the parameters), after Shazeer & Stern
+    2018, arXiv:1804.04235, whose clipping of each update is kept.
     """
     if name == "adafactor":
-        return optax.chain(
-            optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.ema(_MOMENTUM, debias=False)
-        )
+        factored = optax.scale_by_factored_rms(min_dim_size_to_factor=_FACTORED, decay_rate_fn=_capped)
+        return optax.chain(factored, optax.clip_by_block_rms(1.0), optax.ema(_MOMENTUM, debias=False))
     return {
         "adamw": optax.scale_by_adam,
         "lion": optax.scale_by_lion,
         "sgd": functools.partial(optax.trace, _MOMENTUM),
     }[name]()
+
+
+def _capped(step: Any, exponent: Any) -> jax.Array:
+    """Adafactor's decay of second moments, which rises to 1, held at 0.999 so that they never freeze."""
+    return jnp.minimum(1.0 - (step + 1.0) ** -exponent, 0.999)
 
 
 def _muon(experiment: Experiment) -> optax.GradientTransformation:

@@ -93,7 +93,9 @@ def make_train_step(
 
         def of_part(part: Batch, number: jax.Array | int) -> Any:
             """((loss, accuracy), gradients), means over a part of the batch."""
-            images, key = part["view"], None if step_key is None else jax.random.fold_in(step_key, number)
+            images, key = part["view"], step_key
+            if step_key is not None and experiment.accum_steps > 1:
+                key = jax.random.fold_in(step_key, number)
             taught = _taught(part, images, model.num_classes, teacher, teacher_params)
 
             def answer(params: Params) -> Outputs:

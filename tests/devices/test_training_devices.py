@@ -4,17 +4,22 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from tests.support import trainings
 from tests.support.small_models import UNEVEN, random_params, save_digits
 from trainer import config
+from trainer.accumulation import mean_over
 from trainer.config import Experiment, MeshShape
+from trainer.distributed.mesh import batch_sharding, make_mesh
 from trainer.train import train
 
 # Eight devices add up in another order than one: sums over a batch of 32 differ by some 1e-7 of their size in float32, and six
@@ -102,6 +107,18 @@ def test_eight_devices_get_the_losses_of_one(
     )
     assert result["validation_loss"] == pytest.approx(last["validation_loss"], rel=SAME_LOSS)
     assert last["validation_count"] == 180
+
+
+def test_a_batch_in_parts_moves_no_example_to_another_device() -> None:
+    mesh = make_mesh(MeshShape(4, 2, 1))
+    batch = jax.ShapeDtypeStruct((32, 3), jnp.float32, sharding=batch_sharding(mesh))
+
+    def summed(batch: jax.Array) -> jax.Array:
+        return mean_over(2, lambda part, _: jnp.square(part).sum(axis=1).mean(), batch)
+
+    compiled = jax.jit(summed).lower(batch).compile().as_text()
+    assert "all-reduce" in compiled
+    assert not re.search("all-gather|all-to-all|collective-permute", compiled)
 
 
 @pytest.mark.slow

@@ -11,7 +11,10 @@ from tools.bench_compression.score import Score
 
 OURS, UNIFORM, PEER = "ours, budget search", "ours, uniform", "Torch-Pruning"
 # What the recipe calls the two ways to spend a budget, and what ends a compression with the cut.
-_SEARCH = {OURS: ("--config.search=budget",), UNIFORM: ("--config.search=uniform",)}
+_SEARCH = {
+    OURS: ("--config.search=budget",),
+    UNIFORM: ("--config.search=uniform", "--config.sensitivity=False"),
+}
 _CUT_ONLY = ("--config.until=cut",)
 # Of the budget, for one keep ratio of everything: what rounds to just above it costs the uniform cut a whole step otherwise.
 _UNIFORM_SLACK = 1.01

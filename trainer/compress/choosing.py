@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 
 from serving.command import UserError
 from trainer import description
-from trainer.compress import elimination, goals, least_accuracy, losses, merging, search, target
+from trainer.compress import elimination, goals, least_accuracy, losses, merging, repair, search, target
 from trainer.compress import plan as plans
 from trainer.compress import scores as scoring
 from trainer.compress.allocate import Cost
@@ -30,6 +31,7 @@ from trainer.description import ViT
 COSTS: dict[str, Cost] = {"params": description.param_count, "macs": description.macs}
 _SCORES, _JUDGED = "scores.npz", "search.json"
 LOSSES = "losses.json"
+_log = logging.getLogger(__name__)
 _ROUNDING = 1e-9  # of a difference of two fractions: less than one image of any data set
 
 
@@ -109,15 +111,27 @@ def choose(given: Given, goal: Goal | None, folder: Path) -> Choice:
       UserError: when nothing was found that is within the budget.
     """
     scores = _scores(given, folder / _SCORES)
-    hashes = {"teacher": given.loaded.meta["weights_hash"], "calibration": given.calibration_hash}
+    hashes = {
+        "teacher": given.loaded.meta["weights_hash"],
+        "calibration": given.calibration_hash,
+        "repair": repair.REVISION,
+    }
     judge = RememberingJudge(given.teacher, folder / _JUDGED, hashes)
     bears = _Bears(given, scores, judge, folder / LOSSES, hashes)
     candidates, met = _search(given, scores, judge, goal, bears)
     if given.config.sensitivity:
-        bears.losses()
+        _tell(bears)
     name, cost = _costs(given, goal)
     judged = [Judged(plan, loss, cost(plan.shape_of(given.teacher.model))) for plan, loss in judge.judged]
     return Choice(candidates, met, name, judged)
+
+
+def _tell(bears: "_Bears") -> None:
+    """Measures what a report tells beside; a search that needed none of it does not end for want of images."""
+    try:
+        bears.losses()
+    except UserError as error:
+        _log.warning("what each layer bears is not told: %s", error)
 
 
 def _costs(given: Given, goal: Goal | None) -> tuple[str, Callable[[ViT], float]]:

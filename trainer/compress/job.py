@@ -20,7 +20,7 @@ from typing import Any
 
 from serving.command import UserError
 from trainer import description
-from trainer.compress import choosing, distilling, halving, ladder, report, shipping, target
+from trainer.compress import choosing, distilling, halving, ladder, repair, report, shipping, target
 from trainer.compress.choosing import COSTS, Choice
 from trainer.compress.cutting import carry_out
 from trainer.compress.distilling import distil
@@ -53,6 +53,7 @@ def compress(config: Compression, origin: Origin, workdir: Path) -> dict[str, ob
         hashes = {
             "teacher": given.loaded.meta["weights_hash"],
             "calibration images": given.calibration_hash,
+            "closed-form repair": repair.REVISION,
         }
         if config.budget.profile:
             hashes["latency profile"] = hashlib.sha256(Path(config.budget.profile).read_bytes()).hexdigest()

@@ -53,7 +53,10 @@ def climb(given: Given, first: Choice, workdir: Path, stages: Stages) -> tuple[G
     rows, below = [], given
     for rung, fraction in enumerate(fractions(kept, rungs)[:-1], 1):
         folder = workdir / str(rung)
-        config = dataclasses.replace(given.config, budget=_only(budget, name, int(fraction * cost(teacher))))
+        limited = _only(budget, name, int(fraction * cost(teacher)))
+        config = dataclasses.replace(
+            given.config, budget=limited, sensitivity=False
+        )  # told of the first teacher
         here = dataclasses.replace(below, config=config)
         row = stages.run(f"rung-{rung}", functools.partial(_rung, here, folder, stages))
         rows.append({"rung": rung, "kept": fraction, **row})
@@ -93,4 +96,4 @@ def _absolute(given: Given) -> Compression:
             budget = _only(budget, name, limit)
     if budget.max_drop:
         budget = dataclasses.replace(budget, max_drop=0.0, min_top1=choosing.least_top1(given))
-    return dataclasses.replace(given.config, budget=budget)
+    return dataclasses.replace(given.config, budget=budget, sensitivity=False)

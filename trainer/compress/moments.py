@@ -28,7 +28,7 @@ def _products(
     weighted = weights[:, None] * inputs
     squared = jnp.matmul(weighted.T, inputs, precision=exact)
     crossed = jnp.matmul(weighted.T, targets, precision=exact)
-    return squared, crossed, weighted.sum(axis=0), weights @ targets
+    return squared, crossed, weighted.sum(axis=0), jnp.matmul(weights, targets, precision=exact)
 
 
 _LEAST_VARIANCE = 1e-38  # of what is always 0, so that a system of nothing but zeros has a solution, 0

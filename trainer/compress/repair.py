@@ -6,7 +6,8 @@ teacher's, so each fit also mends what earlier blocks left (the sequential targe
 the teacher reads. A branch is left untouched, bit for bit, while nothing was cut in or before it.
 
 A small model cannot tell all that the teacher's stream holds, and should tell what answers depend on: images of which the teacher
-is in doubt count more in all these fits, and the head is fitted to its predictions (`readout`).
+is in doubt count more where readers, outputs and second dense layers are fitted, and the head goes on from least squares to the
+teacher's predictions (`readout`).
 
 Shapes: B batch, T tokens, D width of the teacher, w of the student, N heads, V value dim, F mlp dim.
 """
@@ -28,6 +29,7 @@ from trainer.description import Block, ViT, without_merging
 from trainer.models.build import Params
 from trainer.models.vit import head_names
 
+REVISION = "2"  # raised with every change of what a plan becomes: stored judgements are of one
 _READER_DAMPING = 1e-4  # what readers see of a rotated stream are principal directions: all but uncorrelated
 # Neurons that are gone are zeros, whose products are left out in steps of which few are compiled.
 _GRAM_STEP = 64
@@ -65,7 +67,10 @@ class Seen:
     @functools.cached_property
     def doubt(self) -> Array:
         """See `readout.doubt`."""
-        return readout.doubt(streams.logits(self._teacher, self._params, self._images, self._batch))
+        if self._kept is None:
+            return readout.doubt(streams.logits(self._teacher, self._params, self._images, self._batch))
+        read = functools.partial(streams.read, self._teacher)
+        return readout.doubt(streams.in_batches(read, self._params, self._kept[-1], self._batch))
 
     @functools.cached_property
     def directions(self) -> Array:

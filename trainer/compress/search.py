@@ -169,7 +169,7 @@ def to_budget(
             teacher.model, cost, budget, lambda more: map(partial(spent_best, budget=more), widths)
         )
         raise Infeasible(
-            f"nothing within budget {budget:,} keeps a block of this teacher that is worth its cost; the least cut that does costs "
+            f"nothing within budget {budget:,} keeps a block of this teacher that is worth its cost; a cut that does costs "
             f"{cost(least):,}: give that",
             least,
         )
@@ -179,12 +179,19 @@ def to_budget(
 def _least_with_more(
     teacher: ViT, cost: Cost, budget: int, plans: Callable[[int], Iterable[Plan | None]]
 ) -> ViT:
-    """The least model of `plans` within a budget that is raised until there is one."""
-    for more in np.geomspace(budget, cost(teacher), _RAISES)[1:]:
-        models = [plan.shape_of(teacher) for plan in plans(int(more)) if plan]
-        if models:
-            return min(models, key=cost)
-    return teacher
+    """The least model of `plans` within the least of some larger budgets that has one, found by bisection."""
+    raised, found = np.geomspace(budget, cost(teacher), _RAISES)[1:], teacher
+    low, high = 0, len(raised) - 1
+    with progress(_RAISES.bit_length(), "nearest budget") as bar:
+        while low < high:
+            middle = (low + high) // 2
+            models = [plan.shape_of(teacher) for plan in plans(int(raised[middle])) if plan]
+            if models:
+                found, high = min(models, key=cost), middle
+            else:
+                low = middle + 1
+            bar.advance()
+    return found
 
 
 def descend(count: int, start: int, loss: Callable[[int], float], after: Callable[[], None]) -> None:

@@ -24,6 +24,7 @@ from trainer.data.source import ImageSource
 from trainer.description import ViT
 from trainer.export import job, subject
 from trainer.export.fastest import why_shipped
+from trainer.precisions import AUTO
 
 _MIB = 2**20
 _SCORED = 32  # images at a time for accuracy
@@ -64,14 +65,17 @@ def export(given: Given, student: Path, workdir: Path) -> dict[str, Any]:
     settings = given.config.export
     target = workdir / "models" / settings.name / "1"
     clear(target)  # of an export whose end was never recorded
+    precision = given.config.shipped_precision
     request = job.Request(
         target=target,
-        precision=given.config.shipped_precision,
+        precision=precision,
         calibration_examples=min(settings.calibration_examples, len(given.data.train)),
         min_agreement=settings.min_agreement,
         threads=all_cores(),
         batch=given.config.budget.batch,
-        min_top1=least_top1(given),
+        min_top1=least_top1(given)
+        if precision == AUTO
+        else 0.0,  # one that was asked for is shipped, and judged after
     )
     exported: dict[str, Any] = job.export(
         subject.from_checkpoint(str(student), given.config.data_dir), request

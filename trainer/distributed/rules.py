@@ -33,6 +33,8 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh) -> tuple[PartitionSpec, list[str]]:
     """The partition of the array at `path`, and a line for every axis that its rule asks for but its shape does not divide."""
     axes = next((axes for pattern, axes in RULES if re.search(pattern + "$", path)), ())
+    if shape == (1,):  # what an optimiser that factors keeps in place of an array
+        axes = ()
     kept, refused = [], []
     for size, axis in zip(shape, axes if len(axes) == len(shape) else ()):
         divides = axis is None or size % mesh.shape[axis] == 0

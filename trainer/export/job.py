@@ -99,9 +99,7 @@ def _prove(subject: Subject, request: Request, name: str, graph: onnx.ModelProto
 def _gate(request: Request, samples: Samples, names: Signature) -> Gate:
     scored = samples.scored() if request.min_top1 > 0 else None
     if request.min_top1 > 0 and scored is None:
-        raise UserError(
-            "--min_top1 needs labelled images, which only a data set has: give a --checkpoint, or leave it out"
-        )
+        raise UserError("--min_top1 needs the labelled images of a classifier's --checkpoint; leave it out")
 
     def top1(runtime: Runtime) -> float:
         assert scored is not None  # asked only where min_top1 is
@@ -121,7 +119,13 @@ def _fastest(prover: Prover, batch: int) -> tuple[Candidate, dict[str, Any]]:
     """The candidate to ship, and for every precision its p50_ms and mib, or why it was refused."""
     # A graph that differs in float32 is a defect, and no other precision would cure it.
     fp32 = prover.prove("fp32")
-    held, refused = prove_all(prover, [name for name in PRECISIONS if name != "fp32"])
+    others = [name for name in PRECISIONS if name != "fp32"]
+    if why := prover.gate.why_refused(
+        "fp32", fp32.found, fp32.runtime
+    ):  # so it is for fewer bits, or by chance not
+        held, refused = list[Candidate](), dict.fromkeys(others, f"not tried: {why}")
+    else:
+        held, refused = prove_all(prover, others)
     held = [fp32, *held]
     inputs = np.resize(prover.reference.inputs, (batch, *prover.reference.inputs.shape[1:]))
     choice = fastest(held, prover.reference.names.input.name, inputs)

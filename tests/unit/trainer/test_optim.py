@@ -11,6 +11,7 @@ import pytest
 from tests.support.small_models import UNEVEN
 from trainer import config, optim
 from trainer.config import Experiment
+from trainer.description.variants import named
 from trainer.models.build import flatten, param_shapes
 from trainer.optim import _decayed
 
@@ -98,6 +99,22 @@ def test_each_optimiser_takes_its_own_direction(name: str, first: list[float], s
         updates, state = tx.update(gradients, state, params)
         # Moments and their corrections are float32, and Adam adds 1e-8 to the root.
         np.testing.assert_allclose(updates["kernel"], -rate * np.array(wanted), rtol=1e-4)
+
+
+def test_what_adamw_keeps_lies_where_stored_runs_have_it() -> None:
+    params = {"kernel": jnp.zeros((2, 2))}
+    held = flatten(optim.optimiser(experiment()).init(params))
+    assert held.keys() == flatten((None, optax.adamw(lambda step: 0.1).init(params))).keys()
+
+
+def test_adafactor_keeps_every_kernel_of_a_vit_in_factors() -> None:
+    """Of 64 dims a head, too: nothing but first moments is as large as the parameters."""
+    blocks = {"blocks": param_shapes(named("Ti_16", (224, 224), 3, 1000))["blocks"]}
+    held = flatten(jax.eval_shape(optim.optimiser(experiment(optim="adafactor")).init, blocks))
+    kernels = {name: leaf for name, leaf in held.items() if name.endswith("kernel") and leaf.ndim > 2}
+    assert sum(leaf.size for leaf in kernels.values()) <= 1.05 * sum(
+        leaf.size for name, leaf in flatten(blocks).items() if name.endswith("kernel")
+    )
 
 
 def test_adafactor_keeps_of_a_large_kernel_two_vectors() -> None:

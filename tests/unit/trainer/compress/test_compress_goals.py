@@ -16,7 +16,7 @@ from tests.support.small_families import HYBRID
 from tests.support.small_models import DIGITS_SPEC, SMALL, able_params, save_digits
 from trainer import checkpoint, config, description
 from trainer.checkpoint import Loaded
-from trainer.compress import halving, ladder, latency
+from trainer.compress import halving, ladder, latency, shipping
 from trainer.compress.__main__ import main
 from trainer.compress.given import Given
 from trainer.description import Stem, uniform
@@ -268,6 +268,24 @@ def test_a_precision_with_too_little_accuracy_gives_way_to_the_next_fastest(
     shipped = run_flow(tmp_path / "teacher", tmp_path / "small", *asked, *rest)["shipped"]
     assert shipped["precision"] == "int8_weights"
     assert "int8 refused (int8 has a validation top-1 of 0.00%, and 61.11% must remain)" in shipped["why"]
+
+
+def test_a_precision_that_was_asked_for_is_shipped_and_judged_though_it_has_too_little_accuracy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_digits(tmp_path / "teacher", params=able_params())
+    small = tmp_path / "small"
+    monkeypatch.setattr(shipping, "_top1", lambda *_: 0.3)
+    asked = (
+        "--config.budget.params=0",
+        "--config.budget.max_drop=0.1",
+        "--config.export.precision=int8_weights",
+    )
+    rest = ("--config.search=uniform", "--config.distil.total_steps=0", "--config.halving.candidates=0")
+    with pytest.raises(UserError, match=r"max_drop=0\.1 was asked, .* the best that was found lies in"):
+        run_flow(tmp_path / "teacher", small, *asked, *rest, "--config.export.min_agreement=0.5")
+    assert "NOT within the budget: max_drop" in (small / "report.md").read_text()
+    assert (small / "models" / "student" / "1").is_dir()
 
 
 @pytest.mark.parametrize(("asked", "score"), [("max_drop=0.1", "taylor"), ("min_top1=0.6", "act")])

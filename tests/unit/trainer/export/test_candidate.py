@@ -8,7 +8,7 @@ from serving.command import UserError
 from serving.timing.turns import Timing
 from tests.support.small_models import SMALL, random_params, smooth_images
 from trainer.export import fastest as choosing
-from trainer.export import parity
+from trainer.export import job, parity
 from trainer.export.candidate import Prover, prove_all
 from trainer.export.fastest import fastest
 from trainer.export.gate import Gate
@@ -92,6 +92,16 @@ def test_what_half_of_the_products_in_float_cannot_save_is_refused(monkeypatch: 
     held, refused = prove_all(prover, ["fp32", "int8"])
     assert [one.precision for one in held] == ["fp32"]
     assert "asked is 99.0%" in refused["int8"]
+
+
+def test_where_the_model_itself_has_too_little_accuracy_fewer_bits_are_not_tried() -> None:
+    prover = _prover(0.8, min_top1=0.95)
+    worse = dataclasses.replace(prover, gate=dataclasses.replace(prover.gate, top1=lambda _: 0.9))
+    chosen, tried = job._fastest(worse, 1)
+    assert chosen.precision == "fp32"
+    assert tried["int8"] == {
+        "refused": "not tried: fp32 has a validation top-1 of 90.00%, and 95.00% must remain"
+    }
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_a_pair_is_refused_whole_when_one_place_is_taken(tmp_path: Path) -> None
     ("more", "message"),
     [
         (["--checkpoint=runs/x"], "exclude each other"),
-        (["--min_top1=0.5"], "needs labelled images"),
+        (["--min_top1=0.5"], "needs the labelled images"),
         (["--vocab=vocab.txt"], "reads no texts"),
         (["--images=nowhere.png"], "does not exist"),
         (["--sha256=" + "0" * 64], "SHA-256"),
