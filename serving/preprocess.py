@@ -8,7 +8,7 @@ numpy and Pillow only; gRPC-free.
 import dataclasses
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -181,6 +181,11 @@ def normalise(images: Array, spec: PreprocessSpec) -> Array:
     """uint8 (..., H, W, C) → float32, per channel (x - mean) / std."""
     mean, std = (np.asarray(values, np.float32) for values in (spec.mean, spec.std))
     return (images.astype(np.float32) - mean) / std
+
+
+def prepare_pixels(images: Iterable[Array], spec: PreprocessSpec) -> Array:
+    """Decoded images, uint8 (H, W, C) each → float32 (B, height, width, C), ready for the model."""
+    return normalise(np.stack([fit(image, spec) for image in images]), spec)
 
 
 def prepare(encoded: Sequence[bytes], spec: PreprocessSpec) -> Array:

@@ -10,17 +10,11 @@ from optax import contrib
 
 from trainer.config import Experiment
 
-_UNDECAYED = (
-    "bias",
-    "scale",
-    "pos",
-    "cls",
-    "dist",
-)  # one-dimensional parameters and tokens, as the field leaves them undecayed
+# One-dimensional parameters and tokens, as the field leaves them undecayed.
+_UNDECAYED = ("bias", "scale", "pos", "cls", "dist")
 _MOMENTUM = 0.9
-_FACTORED = (
-    32  # least size of both axes of a kernel whose second moment is kept in factors: heads have 64 dims
-)
+# Least size of both axes of a kernel whose second moment is kept in factors: heads have 64 dims.
+_FACTORED = 32
 _RMS = 0.2  # of a Muon update, near AdamW's own, so that both take the same learning rates (arXiv:2502.16982, section 2.2)
 
 

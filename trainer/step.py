@@ -93,7 +93,7 @@ def make_train_step(
 
         def of_part(part: Batch, number: jax.Array | int) -> Any:
             """((loss, accuracy), gradients), means over a part of the batch."""
-            images, key = part["view"], step_key
+            images, key = part["image"], step_key
             if step_key is not None and experiment.accum_steps > 1:
                 key = jax.random.fold_in(step_key, number)
             taught = _taught(part, images, model.num_classes, teacher, teacher_params)
@@ -114,8 +114,7 @@ def make_train_step(
 
             return jax.value_and_grad(mean_loss, has_aux=True)(state.params)
 
-        rest = {name: array for name, array in batch.items() if name != "image"}
-        viewed = {**rest, "view": images, "targets": labels}
+        viewed = {**batch, "image": images, "targets": labels}
         (loss, top1), gradients = mean_over(experiment.accum_steps, of_part, viewed)
         updates, opt = tx.update(gradients, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -98,7 +98,7 @@ def _tensors(bench: Bench) -> np.ndarray:
 
     spec = load_card(bench.teacher).preprocess
     images = open_dataset(bench.dataset, bench.data_dir).test.images[:_IMAGES]
-    return preprocess.normalise(np.stack([preprocess.fit(image, spec) for image in images]), spec)
+    return preprocess.prepare_pixels(images, spec)
 
 
 def _ways(client: VisionClient, pictures: Sequence[bytes], tensors: np.ndarray) -> dict[str, Ask]:

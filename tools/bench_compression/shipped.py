@@ -45,8 +45,7 @@ def _measure(
     bundle, test = read_bundle(path), open_dataset(dataset, data_dir).test
     if bundle.preprocess is None:
         raise UserError(f"bundle {path} takes no images; give a classifier's")
-    images = np.stack([preprocess.fit(image, bundle.preprocess) for image in test.images])
-    inputs = preprocess.normalise(images, bundle.preprocess)
+    inputs = preprocess.prepare_pixels(test.images, bundle.preprocess)
     file, model = bundle.model_file()
     names = bundle.manifest.inputs[0].name, bundle.manifest.outputs[0].name
     runtime = open_runtime(model, file.runtime, threads)

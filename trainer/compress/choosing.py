@@ -12,7 +12,7 @@ import numpy as np
 
 from serving.command import UserError
 from trainer import description
-from trainer.compress import elimination, goals, least_accuracy, losses, merging, repair, search, target
+from trainer.compress import elimination, goals, least_accuracy, losses, merging, search, target
 from trainer.compress import plan as plans
 from trainer.compress import scores as scoring
 from trainer.compress.allocate import Cost
@@ -110,26 +110,20 @@ def choose(given: Given, goal: Goal | None, folder: Path) -> Choice:
     Raises:
       UserError: when nothing was found that is within the budget.
     """
-    scores = _scores(given, folder / _SCORES)
-    hashes = {
-        "teacher": given.loaded.meta["weights_hash"],
-        "calibration": given.calibration_hash,
-        "repair": repair.REVISION,
-    }
-    judge = RememberingJudge(given.teacher, folder / _JUDGED, hashes)
-    bears = _Bears(given, scores, judge, folder / LOSSES, hashes)
-    candidates, met = _search(given, scores, judge, goal, bears)
+    judge = RememberingJudge(given.teacher, folder / _JUDGED, given.hashes)
+    basis = _Basis(given, _scores(given, folder / _SCORES), judge, folder / LOSSES)
+    candidates, met = _search(basis, goal)
     if given.config.sensitivity:
-        _tell(bears)
+        _tell(basis)
     name, cost = _costs(given, goal)
     judged = [Judged(plan, loss, cost(plan.shape_of(given.teacher.model))) for plan, loss in judge.judged]
     return Choice(candidates, met, name, judged)
 
 
-def _tell(bears: "_Bears") -> None:
+def _tell(basis: "_Basis") -> None:
     """Measures what a report tells beside; a search that needed none of it does not end for want of images."""
     try:
-        bears.losses()
+        basis.losses()
     except UserError as error:
         _log.warning("what each layer bears is not told: %s", error)
 
@@ -172,14 +166,13 @@ def _scores(given: Given, path: Path) -> Scores:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Bears:
-    """What each layer bears, measured when it is first asked for, and kept at `path` with the `hashes` that it is of."""
+class _Basis:
+    """What a search goes by; what each layer bears is measured when it is first asked for, and kept at `path`."""
 
     given: Given
     scores: Scores
     judge: RememberingJudge
     path: Path
-    hashes: dict[str, str]
 
     @functools.cached_property
     def ranked(self) -> Scores:
@@ -192,19 +185,18 @@ class _Bears:
     def losses(self) -> Losses:
         """What was kept, or what is measured now and kept."""
         stored: dict[str, Any] = json.loads(self.path.read_text()) if self.path.is_file() else {}
-        if stored.get("hashes") == self.hashes:
+        if stored.get("hashes") == self.given.hashes:
             return losses.read(stored["losses"])
         found = search.measure_losses(self.given.teacher, self.ranked, self.judge)
-        write_text(self.path, json.dumps({"hashes": self.hashes, "losses": losses.plain(found)}) + "\n")
+        write_text(self.path, json.dumps({"hashes": self.given.hashes, "losses": losses.plain(found)}) + "\n")
         return found
 
 
-def _search(
-    given: Given, scores: Scores, judge: RememberingJudge, goal: Goal | None, bears: _Bears
-) -> tuple[list[Candidate], dict[str, Any]]:
+def _search(basis: _Basis, goal: Goal | None) -> tuple[list[Candidate], dict[str, Any]]:
+    given = basis.given
     if given.config.shape.stated:
-        return [_stated(given, scores, judge)], {}
-    within = _searcher(given, scores, judge, bears)
+        return [_stated(basis)], {}
+    within = _searcher(basis)
     if goal:
         spend = goal.spend
         return goals.reach(goal, given.teacher.model, lambda limit: within(spend, limit))
@@ -220,14 +212,13 @@ def _search(
     )
 
 
-def _searcher(
-    given: Given, scores: Scores, judge: RememberingJudge, bears: _Bears
-) -> Callable[[Cost, int], list[Candidate]]:
+def _searcher(basis: _Basis) -> Callable[[Cost, int], list[Candidate]]:
     """(cost, budget) → candidates within it, best first, by the search that the configuration asks for."""
+    given, judge = basis.given, basis.judge
     teacher, rounding = given.teacher, given.rounding
     if given.config.search == "uniform":
-        return lambda cost, budget: search.uniform(teacher, scores, cost, budget, rounding, judge)
-    ranked, table = bears.ranked, bears.losses()
+        return lambda cost, budget: search.uniform(teacher, basis.scores, cost, budget, rounding, judge)
+    ranked, table = basis.ranked, basis.losses()
 
     def within(cost: Cost, budget: int) -> list[Candidate]:
         return search.to_budget(teacher, ranked, table, cost, budget, rounding, judge)
@@ -236,12 +227,13 @@ def _searcher(
     return merging.also_merging(within, teacher, judge) if offered else within
 
 
-def _stated(given: Given, scores: Scores, judge: RememberingJudge) -> Candidate:
+def _stated(basis: _Basis) -> Candidate:
+    given, judge = basis.given, basis.judge
     teacher = given.teacher.model
     sizes = target.asked(given.config.shape, teacher)
     removed = len(teacher.blocks) - sizes.num_layers
     dropped = set(search.missed_least(given.teacher, judge)[:removed]) if removed else set()
-    plan = target.plan(teacher, scores, dropped, sizes)
+    plan = target.plan(teacher, basis.scores, dropped, sizes)
     if given.config.shape.merge:
         merged = merging.stated(plan.shape_of(teacher), given.config.shape.merge)
         plan = dataclasses.replace(plan, merged=merged)

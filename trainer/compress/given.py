@@ -17,7 +17,7 @@ from trainer.compress.allocate import Rounding
 from trainer.compress.moments import Array
 from trainer.compress.origin import Origin
 from trainer.compress.pairs import Pair
-from trainer.compress.repair import Repair
+from trainer.compress.repair import REVISION, Repair
 from trainer.compress.search import Teacher
 from trainer.compress.stages import clear
 from trainer.config import Compression
@@ -64,11 +64,19 @@ class Given:
         """Validation top-1 of what is cut."""
         return self.worth(self.teacher.model, self.loaded.params)
 
-    def first_tested(self) -> float:
-        """Top-1 of the first teacher on the test images, by which nothing is chosen."""
-        first, spec = checkpoint.load(self.first), self.loaded.preprocess
-        model = description.require_vit(first.description, "compression")
-        return validation.top1(model, first.params, spec, self.data.test, self.teacher.how.batch)
+    def teacher_tested(self) -> float:
+        """Top-1 of what is cut, a classifier, on the test images, by which nothing is chosen."""
+        spec, source, batch = self.loaded.preprocess, self.data.test, self.teacher.how.batch
+        return validation.top1(self.teacher.model, self.loaded.params, spec, source, batch)
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """What any result of this is made of besides its configuration: what a thing is called → its sha256."""
+        return {
+            "teacher": self.loaded.meta["weights_hash"],
+            "calibration images": self.calibration_hash,
+            "closed-form repair": hashlib.sha256(REVISION.encode()).hexdigest(),
+        }
 
     @property
     def image_size(self) -> int:

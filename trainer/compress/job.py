@@ -20,7 +20,7 @@ from typing import Any
 
 from serving.command import UserError
 from trainer import description
-from trainer.compress import choosing, distilling, halving, ladder, repair, report, shipping, target
+from trainer.compress import choosing, distilling, halving, ladder, report, shipping, target
 from trainer.compress.choosing import COSTS, Choice
 from trainer.compress.cutting import carry_out
 from trainer.compress.distilling import distil
@@ -50,11 +50,7 @@ def compress(config: Compression, origin: Origin, workdir: Path) -> dict[str, ob
         given = open_given(config, origin)
         goal = choosing.check(given)
         distilling.check(given)
-        hashes = {
-            "teacher": given.loaded.meta["weights_hash"],
-            "calibration images": given.calibration_hash,
-            "closed-form repair": repair.REVISION,
-        }
+        hashes = given.hashes
         if config.budget.profile:
             hashes["latency profile"] = hashlib.sha256(Path(config.budget.profile).read_bytes()).hexdigest()
         stages = Stages(workdir, config, hashes)
@@ -144,7 +140,7 @@ class _Job:
         exported = self._stages.run("export", lambda: shipping.export(given, student, self._workdir))
         # Measured every time: a report says what is, on the machine where it is asked for.
         shipped = shipping.measure(given, Path(exported["bundle"]))
-        tested = self._stages.run("test", lambda: {"teacher": given.first_tested()})
+        tested = self._stages.run("test", lambda: {"teacher": given.teacher_tested()})
         shipped["teacher_test_top1"] = tested["teacher"]
         if "why" in exported:
             shipped["why"] = exported["why"]

@@ -54,9 +54,8 @@ def climb(given: Given, first: Choice, workdir: Path, stages: Stages) -> tuple[G
     for rung, fraction in enumerate(fractions(kept, rungs)[:-1], 1):
         folder = workdir / str(rung)
         limited = _only(budget, name, int(fraction * cost(teacher)))
-        config = dataclasses.replace(
-            given.config, budget=limited, sensitivity=False
-        )  # told of the first teacher
+        # What each layer bears is told of the first teacher.
+        config = dataclasses.replace(given.config, budget=limited, sensitivity=False)
         here = dataclasses.replace(below, config=config)
         row = stages.run(f"rung-{rung}", functools.partial(_rung, here, folder, stages))
         rows.append({"rung": rung, "kept": fraction, **row})

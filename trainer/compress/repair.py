@@ -97,7 +97,8 @@ def cut(
         width.check_width(teacher, plan.width)
         to_narrow = width.projection(seen.directions, plan.width)
     cut_stem = stem.cut(teacher, params, plan.stem, images, how.batch, how.ridge if how.fit else None)
-    weights = seen.doubt if how.fit and how.predicts and teacher.num_classes else None
+    doubts = how.fit and how.predicts and teacher.num_classes
+    weights = seen.doubt if doubts else np.ones(len(images), np.float32)
     walk = _Walk(teacher, params, to_narrow, seen.walk(), how, cut_stem, weights)
     by_source = {layer.source: layer for layer in plan.layers}
     blocks = []
@@ -145,13 +146,13 @@ class _Walk:
         walked: Iterator[Array],
         how: Repair,
         cut_stem: stem.Cut | None,
-        weights: Array | None,
+        weights: Array,
     ) -> None:
         self._model, self._params, self._how, self._walked = teacher, params, how, walked
         self._narrow, self.start = teacher, params  # the student before its inner sizes are cut
         self.remarks: list[str] = []
         self._teacher = self._student = next(walked)
-        self._weights = np.ones(len(self._teacher), np.float32) if weights is None else weights
+        self._weights = weights
         self._to_narrow = None if to_narrow is None else to_narrow.astype(np.float32)
         self._cut = self._to_narrow is not None  # whether anything so far differs from the teacher
         if to_narrow is not None:

@@ -6,10 +6,10 @@ images, and the one nearest to the teacher on the rest (KL of predictions, no la
 first guess while they get better.
 """
 
+import bisect
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -148,8 +148,8 @@ def to_budget(
     check_budget(teacher.model, cost, budget, rounding)
     found: dict[int, Candidate] = {}
 
-    def spent_best(width: int, budget: int) -> Plan | None:
-        return spend.within(teacher.model, width, scores, table, cost, budget, rounding)
+    def spent_best(width: int, most: int) -> Plan | None:
+        return spend.within(teacher.model, width, scores, table, cost, most, rounding)
 
     def attempt(width: int) -> float:
         plan = spent_best(width, budget)
@@ -166,7 +166,7 @@ def to_budget(
         descend(len(widths), first, lambda at: attempt(widths[at]), bar.advance)
     if not found:
         least = _least_with_more(
-            teacher.model, cost, budget, lambda more: map(partial(spent_best, budget=more), widths)
+            teacher.model, cost, budget, lambda most: [spent_best(width, most) for width in widths]
         )
         raise Infeasible(
             f"nothing within budget {budget:,} keeps a block of this teacher that is worth its cost; a cut that does costs "
@@ -177,21 +177,19 @@ def to_budget(
 
 
 def _least_with_more(
-    teacher: ViT, cost: Cost, budget: int, plans: Callable[[int], Iterable[Plan | None]]
+    teacher: ViT, cost: Cost, budget: int, plans: Callable[[int], Sequence[Plan | None]]
 ) -> ViT:
     """The least model of `plans` within the least of some larger budgets that has one, found by bisection."""
-    raised, found = np.geomspace(budget, cost(teacher), _RAISES)[1:], teacher
-    low, high = 0, len(raised) - 1
+    raised = [int(most) for most in np.geomspace(budget, cost(teacher), _RAISES)[1:-1]]
     with progress(_RAISES.bit_length(), "nearest budget") as bar:
-        while low < high:
-            middle = (low + high) // 2
-            models = [plan.shape_of(teacher) for plan in plans(int(raised[middle])) if plan]
-            if models:
-                found, high = min(models, key=cost), middle
-            else:
-                low = middle + 1
+
+        def keeps(most: int) -> bool:
             bar.advance()
-    return found
+            return any(plans(most))
+
+        first = bisect.bisect_left(raised, True, key=keeps)
+    models = [plan.shape_of(teacher) for most in raised[first : first + 1] for plan in plans(most) if plan]
+    return min(models, key=cost, default=teacher)
 
 
 def descend(count: int, start: int, loss: Callable[[int], float], after: Callable[[], None]) -> None:

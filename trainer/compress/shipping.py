@@ -73,9 +73,8 @@ def export(given: Given, student: Path, workdir: Path) -> dict[str, Any]:
         min_agreement=settings.min_agreement,
         threads=all_cores(),
         batch=given.config.budget.batch,
-        min_top1=least_top1(given)
-        if precision == AUTO
-        else 0.0,  # one that was asked for is shipped, and judged after
+        # A precision that was asked for is shipped, and judged after.
+        min_top1=least_top1(given) if precision == AUTO else 0.0,
     )
     exported: dict[str, Any] = job.export(
         subject.from_checkpoint(str(student), given.config.data_dir), request
@@ -168,8 +167,7 @@ def _latency_limits(given: Given, timing: Timing) -> list[Limit]:
 def _top1(given: Given, served: LoadedModel, source: ImageSource) -> float:
     spec, said = given.loaded.preprocess, []
     for rows in streams.batches(len(source), _SCORED):
-        fitted = np.stack([preprocess.fit(image, spec) for image in source.images[rows]])
-        said.append(served.run(preprocess.normalise(fitted, spec)).argmax(axis=-1))
+        said.append(served.run(preprocess.prepare_pixels(source.images[rows], spec)).argmax(axis=-1))
     return float(np.mean(np.concatenate(said) == source.labels))
 
 

@@ -39,7 +39,7 @@ class Accuracy:
 
 def logits(model: ViT, params: Params, spec: PreprocessSpec, source: ImageSource, batch: int) -> Array:
     """What the model says of all images of `source`, (images, classes)."""
-    images = preprocess.normalise(np.stack([preprocess.fit(image, spec) for image in source.images]), spec)
+    images = preprocess.prepare_pixels(source.images, spec)
     # A shorter last batch would be compiled anew; zeros fill it, and their answers are left out.
     filled = np.concatenate([images, np.zeros((-len(images) % batch, *images.shape[1:]), images.dtype)])
     run = streams.logits_of_whole if len(images) >= WORTH_COMPILING else streams.logits

@@ -12,7 +12,6 @@ from google.protobuf import json_format, struct_pb2
 from protos import bundle_pb2
 from serving.bundle import check_target, spec_to_proto, tokeniser_to_proto, write_bundle
 from serving.command import UserError
-from serving.runtime.base import Runtime
 from serving.tokenise import spec_of
 from trainer import __version__, description
 from trainer.description import TextTower, TwoTowers
@@ -97,16 +96,17 @@ def _prove(subject: Subject, request: Request, name: str, graph: onnx.ModelProto
 
 
 def _gate(request: Request, samples: Samples, names: Signature) -> Gate:
-    scored = samples.scored() if request.min_top1 > 0 else None
-    if request.min_top1 > 0 and scored is None:
+    if request.min_top1 <= 0:
+        return Gate(request.min_agreement)
+    scored = samples.scored()
+    if scored is None:
         raise UserError("--min_top1 needs the labelled images of a classifier's --checkpoint; leave it out")
-
-    def top1(runtime: Runtime) -> float:
-        assert scored is not None  # asked only where min_top1 is
-        images, labels, _ = scored
-        return measure.top1(runtime, names, images, labels)
-
-    return Gate(request.min_agreement, request.min_top1, top1)
+    images, labels, _ = scored
+    return Gate(
+        request.min_agreement,
+        request.min_top1,
+        lambda runtime: measure.top1(runtime, names, images, labels),
+    )
 
 
 def _reference(subject: Subject, name: str, inputs: Array) -> Reference:
@@ -120,9 +120,8 @@ def _fastest(prover: Prover, batch: int) -> tuple[Candidate, dict[str, Any]]:
     # A graph that differs in float32 is a defect, and no other precision would cure it.
     fp32 = prover.prove("fp32")
     others = [name for name in PRECISIONS if name != "fp32"]
-    if why := prover.gate.why_refused(
-        "fp32", fp32.found, fp32.runtime
-    ):  # so it is for fewer bits, or by chance not
+    # What the model itself does not keep, fewer bits keep by chance at best.
+    if why := prover.gate.why_refused("fp32", fp32.found, fp32.runtime):
         held, refused = list[Candidate](), dict.fromkeys(others, f"not tried: {why}")
     else:
         held, refused = prove_all(prover, others)

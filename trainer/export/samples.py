@@ -61,8 +61,7 @@ class DatasetSamples:
         return images, split.labels, f"{self.data.name} validation, {len(split)} images"
 
     def _normalised(self, source: ImageSource, count: int) -> Array:
-        fitted = np.stack([preprocess.fit(image, self.spec) for image in source.images[:count]])
-        return preprocess.normalise(fitted, self.spec)
+        return preprocess.prepare_pixels(source.images[:count], self.spec)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -79,14 +79,8 @@ def _cards(facts: Facts) -> list[tuple[str, str, str]]:
     stages = facts["tested"] or facts["accuracy"]
     first, last = stages[0], stages[-1]
     points = f"{100 * (last['top1'] - first['top1']):+.2f} points against the teacher"
-    return [
-        *found,
-        (
-            f"top-1, {last['stage']}, {'test' if facts['tested'] else 'validation'}",
-            f"{last['top1']:.2%}",
-            points,
-        ),
-    ]
+    images = "test" if facts["tested"] else "validation"
+    return [*found, (f"top-1, {last['stage']}, {images}", f"{last['top1']:.2%}", points)]
 
 
 def _short(value: float) -> str:

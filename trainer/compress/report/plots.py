@@ -5,7 +5,7 @@ import io
 from collections.abc import Callable
 from typing import Any
 
-from trainer.compress.report.tables import Facts
+from trainer.compress.report.tables import Facts, cost_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ def pareto(facts: Facts, theme: Theme) -> bytes:
     rows = facts["candidates"]
     front = [row for row in rows if row["front"]]
     others = [row for row in rows if not row["front"]]
-    scale, across = _AXES.get(facts["cost"], (1.0, facts["cost"].replace("_", " ")))
+    scale, across = _AXES.get(facts["cost"], (1.0, cost_name(facts)))
     axes.scatter(*_points(others, scale), color=theme.faint, s=26, label="rejected")
     axes.plot(
         *_points(front, scale), color=theme.shown, marker="o", markersize=5, linewidth=1.4, label="front"

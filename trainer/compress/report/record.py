@@ -126,10 +126,8 @@ class Record:
 
     def _candidates(self) -> list[Facts]:
         """Every plan that was judged, the cheapest first."""
-        teacher, made_by = (
-            self.cut_from.teacher.model,
-            {one.plan: one.made_by for one in self.choice.candidates},
-        )
+        teacher = self.cut_from.teacher.model
+        made_by = {one.plan: one.made_by for one in self.choice.candidates}
         rows: list[Facts] = []
         for one in self.choice.judged:
             model = one.plan.shape_of(teacher)

@@ -37,6 +37,11 @@ def tables(facts: Facts) -> list[Table]:
     return [table for table in (make(facts) for make in made) if table.rows]
 
 
+def cost_name(facts: Facts) -> str:
+    """What candidates are compared by, in words."""
+    return str(facts["cost"]).replace("_", " ")
+
+
 def _number(value: float | None) -> str:
     if value is None:
         return "–"
@@ -234,6 +239,7 @@ def _plan(facts: Facts) -> Table:
 
 
 def _candidates(facts: Facts) -> Table:
+    own_column = facts["cost"] not in ("params", "macs")
     rows = [
         (
             row["made_by"],
@@ -241,7 +247,7 @@ def _candidates(facts: Facts) -> Table:
             str(row["width"]),
             _number(row["params"]),
             _number(row["macs"]),
-            *([] if facts["cost"] in row else [_number(row["cost"])]),
+            *([_number(row["cost"])] if own_column else []),
             f"{row['divergence']:.4f}",
             "yes" if row["front"] else "",
             "**chosen**" if row["chosen"] else row["reason"],
@@ -249,7 +255,7 @@ def _candidates(facts: Facts) -> Table:
         for row in facts["candidates"]
     ]
     marked = next((index for index, row in enumerate(facts["candidates"]) if row["chosen"]), -1)
-    more = () if facts["cost"] in ("params", "macs") else (facts["cost"].replace("_", " "),)
+    more = (cost_name(facts),) if own_column else ()
     columns = ("candidate", "layers", "width", "params", "macs", *more, "KL, nats", "front", "why not")
     return Table("Candidates: cut, repaired and judged", columns, rows, marked)
 
@@ -276,7 +282,7 @@ def notes(facts: Facts) -> list[str]:
         f"Layers removed: {gone}. Channels of the residual stream: {width} of {full}.",
         *([f"Groups of channels inside the stem's units: {_kept(facts['stem'])}."] if facts["stem"] else []),
         "KL to the teacher is of predictions, in nats an image, without labels, on calibration images that repaired nothing. "
-        f"On the front is what no candidate of less {facts['cost'].replace('_', ' ')} comes as near to the teacher as.",
+        f"On the front is what no candidate of less {cost_name(facts)} comes as near to the teacher as.",
         *(f"Remark: {remark}." for remark in facts["remarks"]),
         *(f"Precision: {why}." for why in [facts["shipped"].get("why")] if why),
         f"Time: {seconds}.",

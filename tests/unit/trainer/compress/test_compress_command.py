@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,19 @@ def test_a_workdir_of_another_teacher_is_refused(cut: tuple[Path, dict[str, Any]
     save_digits(tmp_path, params=random_params(SMALL, seed=1))
     with pytest.raises(UserError, match="holds a compression of another teacher: sha256"):
         main(cut_arguments(tmp_path, cut[0], "--config.budget.params=0.6"))
+
+
+def test_a_workdir_of_another_repair_is_refused(
+    teacher: Path, cut: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """What older code judged and cut is not mixed with what this code makes."""
+    workdir = shutil.copytree(cut[0], tmp_path / "cut")
+    identity = workdir / "compression.json"
+    stored = json.loads(identity.read_text())
+    stored["hashes"]["closed-form repair"] = "0" * 64
+    identity.write_text(json.dumps(stored))
+    with pytest.raises(UserError, match=r"another closed-form repair: sha256 000000000000 there"):
+        main(cut_arguments(teacher, workdir, "--config.budget.params=0.6"))
 
 
 def test_a_workdir_with_a_checkpoint_of_something_else_is_refused_and_kept(teacher: Path) -> None:
