@@ -15,46 +15,20 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     if role not in _MODELS:
         raise ValueError(f"argument {role!r} must be one of {', '.join(_MODELS)}")
     config = ml_collections.ConfigDict()
-    config.seed = 0
     config.dataset = "fashion_mnist"
-    config.data_dir = ""
     config.image_size = 28
     config.aug = "shift_flip"
     config.model = _MODELS[role]
-    config.pretrained = ""
-    config.shape_of = ""
-    config.mixup = 0.0
-    config.teacher_weights = ""
-    config.teacher_model = ""
-    config.teacher_epochs = 0
-    config.teacher_cache = ""
-    config.distill_loss = "soft"
-    config.distill_weight = 0.0
-    config.distill_weight_end = -1.0
-    config.distill_temperature = 2.0
-    config.distill_temperature_end = -1.0
-    config.distill_decay = "cosine"
-    config.feature_weight = 0.0
-    config.feature_loss = "cosine"
-    config.feature_blocks = ""
-    config.qat_steps = 0
     config.batch = 128
     config.batch_eval = 500
-    config.accum_steps = 1
     config.total_steps = 6_000 if role == "base" else 12_000  # 13 or 26 times all images
     config.warmup_steps = 300 if role == "base" else 600
     config.optim = "muon" if role == "base" else "adamw"
     config.base_lr = 1.5e-3 if role == "base" else 5e-4
-    config.decay_type = "cosine"
     config.wd = 0.05
-    config.do = 0.0
     config.sd = 0.0 if role == "base" else 0.1
-    config.label_smoothing = 0.0
-    config.grad_norm_clip = 1.0
     config.eval_every = 1000
     config.checkpoint_every = 1000
     config.keep_last = 1
     config.log_every = 50
-    config.workers = 0
-    config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "model": 1})
     return config

@@ -19,46 +19,16 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     if dataset not in _DATASETS:
         raise ValueError(f"argument {dataset!r} must be one of {', '.join(_DATASETS)}")
     config = ml_collections.ConfigDict()
-    config.seed = 0
     config.dataset = dataset
-    config.data_dir = ""
     config.image_size = 64
     config.aug = "shift" if dataset == "digits" else "shift_flip"
     config.model = "ViT-Ti_16"
-    config.pretrained = ""
-    config.shape_of = ""
-    config.mixup = 0.0
-    config.teacher_weights = ""
-    config.teacher_model = ""
-    config.teacher_epochs = 0
-    config.teacher_cache = ""
-    config.distill_loss = "soft"
-    config.distill_weight = 0.0
-    config.distill_weight_end = -1.0
-    config.distill_temperature = 2.0
-    config.distill_temperature_end = -1.0
-    config.distill_decay = "cosine"
-    config.feature_weight = 0.0
-    config.feature_loss = "cosine"
-    config.feature_blocks = ""
-    config.qat_steps = 0
     config.batch = 64
     config.batch_eval = 120
-    config.accum_steps = 1
     config.total_steps = 200
     config.warmup_steps = 20
-    config.optim = "adamw"
     config.base_lr = 3e-4
-    config.decay_type = "cosine"
     config.wd = 0.05
-    config.do = 0.0
-    config.sd = 0.0
-    config.label_smoothing = 0.0
-    config.grad_norm_clip = 1.0
     config.eval_every = 100
     config.checkpoint_every = 100
-    config.keep_last = 2
-    config.log_every = 10
-    config.workers = 0
-    config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "model": 1})
     return config

@@ -3,8 +3,9 @@
 import dataclasses
 from typing import Annotated, Any
 
-from trainer.config.experiment import Experiment, MeshShape
+from trainer.config.experiment import Experiment
 from trainer.config.fields import ConfigError, Problems
+from trainer.config.learning import Learning
 from trainer.precisions import AUTO, PRECISIONS
 
 SCORES = ("fisher", "taylor", "act", "variance", "obs")
@@ -22,32 +23,32 @@ LIMITS = (
 ENDS = ("cut", "distil", "export")  # where the command may end
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Budget:
     """One limit (0: none), and under what it holds. Parameters and MACs in (0, 1] are fractions of the teacher's."""
 
     params: Annotated[
         float,
         "largest number of parameters: a fraction of the teacher's in (0, 1], a count above 1, 0 no limit",
-    ]
-    macs: Annotated[float, "multiply-accumulates, likewise"]
-    mib: Annotated[float, "largest exported file, MiB"]
-    latency_p50_ms: Annotated[float, "greatest median time of a call on the serving runtime, ms"]
-    latency_p99_ms: Annotated[float, "greatest 99th percentile of it, ms"]
-    min_top1: Annotated[float, "least validation top-1 that must remain, a fraction; MACs are made few"]
+    ] = 0.0
+    macs: Annotated[float, "multiply-accumulates, likewise"] = 0.0
+    mib: Annotated[float, "largest exported file, MiB"] = 0.0
+    latency_p50_ms: Annotated[float, "greatest median time of a call on the serving runtime, ms"] = 0.0
+    latency_p99_ms: Annotated[float, "greatest 99th percentile of it, ms"] = 0.0
+    min_top1: Annotated[float, "least validation top-1 that must remain, a fraction; MACs are made few"] = 0.0
     max_drop: Annotated[
         float, "likewise, as the most that may be lost of the teacher's: 0.005 is half a point"
-    ]
-    batch: Annotated[int, "images in the call whose latency is limited"]
-    threads: Annotated[int, "threads of that call; 0: all cores"]
-    precision: Annotated[str, "fp32, int8 or int8_weights: of the file that is limited"]
+    ] = 0.0
+    batch: Annotated[int, "images in the call whose latency is limited"] = 1
+    threads: Annotated[int, "threads of that call; 0: all cores"] = 0
+    precision: Annotated[str, "fp32, int8 or int8_weights: of the file that is limited"] = "fp32"
     timing_seconds: Annotated[
         float,
         "how long latencies are measured at a time: long enough to meet moments when nobody else uses the machine",
-    ]
+    ] = 30.0
     profile: Annotated[
         str, "file that python -m serving.timing wrote: the latency is that device's; empty: this machine's"
-    ]
+    ] = ""
 
     @property
     def timed(self) -> bool:
@@ -55,21 +56,23 @@ class Budget:
         return bool(self.latency_p50_ms or self.latency_p99_ms)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
     """What must remain: the sizes of a named model, or sizes one by one; 0 keeps the teacher's."""
 
-    target: Annotated[str, "a model by name, Ti_16 or any of python -m tools.models; empty: the sizes below"]
-    num_layers: Annotated[int, "blocks that remain; 0 keeps the teacher's"]
-    hidden_size: Annotated[int, "channels of the residual stream; 0 keeps the teacher's"]
-    num_heads: Annotated[int, "heads in each block; 0 keeps the teacher's"]
-    qk_dim: Annotated[int, "query and key dims of each head; 0 keeps the teacher's"]
-    v_dim: Annotated[int, "value dims of each head; 0 keeps the teacher's"]
-    mlp_dim: Annotated[int, "neurons in each block; 0 keeps the teacher's"]
+    target: Annotated[
+        str, "a model by name, Ti_16 or any of python -m tools.models; empty: the sizes below"
+    ] = ""
+    num_layers: Annotated[int, "blocks that remain; 0 keeps the teacher's"] = 0
+    hidden_size: Annotated[int, "channels of the residual stream; 0 keeps the teacher's"] = 0
+    num_heads: Annotated[int, "heads in each block; 0 keeps the teacher's"] = 0
+    qk_dim: Annotated[int, "query and key dims of each head; 0 keeps the teacher's"] = 0
+    v_dim: Annotated[int, "value dims of each head; 0 keeps the teacher's"] = 0
+    mlp_dim: Annotated[int, "neurons in each block; 0 keeps the teacher's"] = 0
     stem_groups: Annotated[
         int, "of 32 groups of channels inside each unit of a hybrid's stem; 0 keeps the teacher's"
-    ]
-    merge: Annotated[int, "pairs of tokens that each block from the third on makes one of; 0: none more"]
+    ] = 0
+    merge: Annotated[int, "pairs of tokens that each block from the third on makes one of; 0: none more"] = 0
 
     @property
     def stated(self) -> bool:
@@ -77,86 +80,52 @@ class Shape:
         return any(dataclasses.astuple(self))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Calibration:
     """What scores, search and repair look at: repair at all of the images, the others at as many of them as they need."""
 
-    examples: Annotated[int, "training images"]
-    batch: Annotated[int, "images at a time"]
+    examples: Annotated[int, "training images"] = 1024
+    batch: Annotated[int, "images at a time"] = 64
     labelled: Annotated[
         bool, "whether fisher and taylor ask for the true labels and not for what the teacher says"
-    ]
+    ] = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Distil:
-    """How the cut model is trained towards the teacher. All keys but `rungs` are a training's, by its names."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Distil(Learning):
+    """How the cut model is trained towards the teacher: as in a training, by turns. total_steps=0 leaves it out."""
 
     rungs: Annotated[
         int, "cut and distil in so many turns; 0: as many as keep each cut to a third of the cost, 1: one"
-    ]
-    total_steps: Annotated[int, "of each distillation; 0 leaves it out"]
-    warmup_steps: Annotated[int, "of the learning rate, from 0 to base_lr"]
-    batch: Annotated[int, "images of one step"]
-    batch_eval: Annotated[int, "images per batch of the evaluation"]
-    accum_steps: Annotated[int, "parts in which a step takes its batch; 1: all at once"]
-    optim: Annotated[str, "adamw, muon, sgd, adafactor or lion"]
-    base_lr: Annotated[float, "largest learning rate"]
-    decay_type: Annotated[str, "of the learning rate after the warm-up: cosine, linear or rsqrt"]
-    wd: Annotated[float, "decoupled weight decay"]
-    do: Annotated[float, "dropout rate"]
-    sd: Annotated[float, "stochastic depth rate of the last block"]
-    label_smoothing: Annotated[float, "share of each label that goes to all classes"]
-    grad_norm_clip: Annotated[float, "largest norm of the gradients"]
-    aug: Annotated[str, "augmentation: none, shift or shift_flip"]
-    mixup: Annotated[float, "Beta parameter of mixup, the same for teacher and student; 0: off"]
-    teacher_epochs: Annotated[int, "views of an image repeat after so many epochs; 0: never"]
-    teacher_cache: Annotated[
-        str, "folder of the teacher's stored answers, shared by runs; empty: it is asked"
-    ]
-    distill_loss: Annotated[str, "soft, hard, token or token_soft"]
-    distill_weight: Annotated[float, "alpha, the teacher's share of the loss"]
-    distill_weight_end: Annotated[float, "alpha at the end of the run; -1: the same throughout"]
-    distill_temperature: Annotated[float, "T of distill_weight"]
-    distill_temperature_end: Annotated[float, "T at the end of the run; -1: the same throughout"]
-    distill_decay: Annotated[str, "linear or cosine: how alpha and T come to their ends"]
-    feature_weight: Annotated[float, "of the distance between blocks of student and teacher; 0: off"]
-    feature_loss: Annotated[str, "mse or cosine: that distance"]
-    feature_blocks: Annotated[str, "the student's blocks that are matched, such as 2,5; empty: all"]
-    qat_steps: Annotated[int, "last steps of the last rung that train as if in int8; 0: none"]
-    eval_every: Annotated[int, "steps from one evaluation to the next"]
-    checkpoint_every: Annotated[int, "steps from one checkpoint to the next"]
-    keep_last: Annotated[int, "newest checkpoints that are kept"]
-    log_every: Annotated[int, "steps from one line of metrics.jsonl to the next"]
-    workers: Annotated[int, "Grain worker processes; 0 reads in this one"]
+    ] = 1
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Halving:
     """Successive halving: which candidate is best after distillation is not always the one that is best before."""
 
     candidates: Annotated[
         int, "best ones that are distilled for a while before one is chosen; 0: the first is"
-    ]
-    steps: Annotated[int, "of the first short distillation; each round keeps half and doubles them"]
+    ] = 0
+    steps: Annotated[int, "of the first short distillation; each round keeps half and doubles them"] = 100
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Export:
     """The bundle that is shipped: WORKDIR/models/NAME/1."""
 
-    name: Annotated[str, "of the bundle: WORKDIR/models/NAME/1"]
+    name: Annotated[str, "of the bundle: WORKDIR/models/NAME/1"] = "student"
     precision: Annotated[
         str,
         "fp32, int8, int8_weights or auto (the fastest that holds); empty: budget.precision where it limits, else auto",
-    ]
-    calibration_examples: Annotated[int, "training images for int8 ranges"]
+    ] = ""
+    calibration_examples: Annotated[int, "training images for int8 ranges"] = 512
     min_agreement: Annotated[
         float, "less than fp32 is refused when it shares fewer first labels with the live model"
-    ]
+    ] = 0.98
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Compression:
     """One compression, to a budget or to a stated shape.
 
@@ -164,34 +133,34 @@ class Compression:
       ConfigError: on construction, naming everything that is wrong.
     """
 
-    seed: Annotated[int, "of the choice of calibration images, and of what is drawn for scores"]
+    seed: Annotated[int, "of the choice of calibration images, and of what is drawn for scores"] = 0
     dataset: Annotated[str, "name of the data set that calibrates and judges"]
-    data_dir: Annotated[str, "folder of the data set's files; empty: where it is known to be"]
+    data_dir: Annotated[str, "folder of the data set's files; empty: where it is known to be"] = ""
     budget: Budget
-    shape: Shape
+    shape: Shape = Shape()
     search: Annotated[
         str, "how a budget is spent: budget (width, depth and every layer by losses) or uniform (all alike)"
-    ]
+    ] = "budget"
     sensitivity: Annotated[
         bool,
         "whether the report tells what each layer bears also where the search does not ask: minutes, of a large model",
-    ]
+    ] = True
     merge: Annotated[
         str,
         "whether a budget may be met by merging tokens too: auto (where there are at least 100), always or never",
-    ]
+    ] = "auto"
     score: Annotated[
         str, "fisher, taylor, act, variance or obs: ranks units; a budget search spares neurons with refit"
-    ]
-    calibration: Calibration
-    ridge: Annotated[float, "damping of least squares, as a fraction of the mean variance"]
-    round_mlp: Annotated[int, "neurons are cut to a multiple of this"]
-    round_head_dim: Annotated[int, "dims per head are cut to a multiple of this"]
-    round_width: Annotated[int, "channels of the residual stream are cut to a multiple of this"]
-    halving: Halving
+    ] = "fisher"
+    calibration: Calibration = Calibration()
+    ridge: Annotated[float, "damping of least squares, as a fraction of the mean variance"] = 0.001
+    round_mlp: Annotated[int, "neurons are cut to a multiple of this"] = 8
+    round_head_dim: Annotated[int, "dims per head are cut to a multiple of this"] = 4
+    round_width: Annotated[int, "channels of the residual stream are cut to a multiple of this"] = 16
+    halving: Halving = Halving()
     distil: Distil
-    export: Export
-    until: Annotated[str, "cut, distil or export: the last thing to do"]
+    export: Export = Export()
+    until: Annotated[str, "cut, distil or export: the last thing to do"] = "export"
 
     def __post_init__(self) -> None:
         found = Problems()
@@ -216,10 +185,8 @@ class Compression:
         Raises:
           ConfigError: naming everything that is wrong with section `distil`.
         """
-        names = {field.name for field in dataclasses.fields(Experiment)}
-        given: dict[str, Any] = {
-            name: value for name, value in dataclasses.asdict(self.distil).items() if name in names
-        }
+        given: dict[str, Any] = dataclasses.asdict(self.distil)
+        del given["rungs"]
         whole, warmup = self.distil.total_steps, self.distil.warmup_steps
         given |= {"total_steps": total_steps, "qat_steps": qat_steps}
         given["warmup_steps"] = warmup * total_steps // whole if whole else min(warmup, total_steps - 1)
@@ -229,12 +196,8 @@ class Compression:
             dataset=self.dataset,
             data_dir=self.data_dir,
             image_size=image_size,
-            model="",
             pretrained=student,
-            shape_of="",
             teacher_weights=teacher,
-            teacher_model="",
-            mesh=MeshShape(data=-1, fsdp=1, model=1),
         )
 
     @property

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from typing import Any
+from typing import Any, get_type_hints
 
 from serving.command import UserError
 
@@ -62,6 +62,19 @@ def flatten(config: Any, prefix: str = "") -> Flat:
         value, name = getattr(config, field.name), prefix + field.name
         flat |= flatten(value, name + ".") if dataclasses.is_dataclass(value) else {name: value}
     return flat
+
+
+def defaults(kind: Any, prefix: str = "") -> Flat:
+    """Dotted names → the default of every field of a (nested) dataclass that has one."""
+    found: Flat = {}
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        hint, name = hints[field.name], prefix + field.name
+        if dataclasses.is_dataclass(hint):
+            found |= defaults(hint, name + ".")
+        elif field.default is not dataclasses.MISSING:
+            found[name] = field.default
+    return found
 
 
 def resolved_text(config: Any) -> str:

@@ -10,8 +10,8 @@ import ml_collections
 from serving.command import UserError
 from trainer.config.compression import LIMITS, Compression
 from trainer.config.experiment import Experiment
-from trainer.config.fields import ConfigError
-from trainer.config.recipe import load_recipe
+from trainer.config.fields import ConfigError, defaults
+from trainer.config.recipe import dotted, load_recipe
 
 _Config = TypeVar("_Config", Experiment, Compression)
 _FLAG = "--config"
@@ -64,8 +64,9 @@ def compression(recipe: str, overrides: Overrides) -> Compression:
 
 
 def _load(kind: type[_Config], recipe: str, overrides: Overrides) -> _Config:
-    values = load_recipe(recipe)
-    _check_kind(kind, recipe, values)
+    stated = load_recipe(recipe)
+    values = _filled(kind, stated)
+    _check_kind(kind, recipe, values, stated)
     if kind is Compression:
         _replace_goal(values, overrides)
     _widen(kind, values)
@@ -79,11 +80,26 @@ def _load(kind: type[_Config], recipe: str, overrides: Overrides) -> _Config:
     return config
 
 
-def _check_kind(kind: type[_Config], recipe: str, values: ml_collections.ConfigDict) -> None:
+def _filled(kind: type, recipe: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A copy of `recipe` with the defaults of `kind` where it says nothing."""
+    values = recipe.to_dict()
+    for key, default in defaults(kind).items():
+        *parents, name = key.split(".")
+        parent = values
+        for step in parents:
+            parent = parent.setdefault(step, {}) if isinstance(parent, dict) else {}
+        if isinstance(parent, dict):  # else `_key_problems` says what it is
+            parent.setdefault(name, default)
+    return ml_collections.ConfigDict(values)
+
+
+def _check_kind(
+    kind: type[_Config], recipe: str, values: ml_collections.ConfigDict, stated: ml_collections.ConfigDict
+) -> None:
     """Refuses what a recipe's author can mend: another command's recipe, missing keys, values of a wrong type."""
     problems = _key_problems(kind, values)
     other = Compression if kind is Experiment else Experiment
-    if problems and not _key_problems(other, values):
+    if problems and not _key_problems(other, _filled(other, stated)):
         command = {Experiment: "trainer.main", Compression: "trainer.compress"}[other]
         problems = [f"it is one for python -m {command}"]
     if problems:
@@ -131,7 +147,7 @@ def _replace_goal(values: ml_collections.ConfigDict, overrides: Overrides) -> No
 
 
 def _apply(values: ml_collections.ConfigDict, overrides: Overrides) -> list[str]:
-    known = _leaves(values)
+    known = dotted(values)
     problems = []
     for key, text in overrides:
         if key not in known:
@@ -148,14 +164,6 @@ def _apply(values: ml_collections.ConfigDict, overrides: Overrides) -> list[str]
             parent = parent[step]
         parent[name] = parsed
     return problems
-
-
-def _leaves(values: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        nested = isinstance(value, ml_collections.ConfigDict)
-        found |= _leaves(value, f"{prefix}{name}.") if nested else {prefix + name: value}
-    return found
 
 
 def _parse(text: str, like: Any) -> Any:

@@ -2,8 +2,10 @@
 
 import difflib
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import ml_collections
 
@@ -31,6 +33,15 @@ def load_recipe(recipe: str) -> ml_collections.ConfigDict:
             f"recipe {recipe!r} ({path}): get_config returned {kind}, not ml_collections.ConfigDict"
         )
     return values
+
+
+def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted names → the values of a recipe."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        nested = isinstance(value, ml_collections.ConfigDict)
+        flat |= dotted(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return flat
 
 
 def _find(name: str) -> Path:

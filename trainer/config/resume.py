@@ -7,7 +7,7 @@ the hashes in its own checkpoint.
 from serving.command import UserError
 from trainer.config.compression import Compression
 from trainer.config.experiment import Experiment
-from trainer.config.fields import flatten, from_text
+from trainer.config.fields import defaults, flatten, from_text
 
 MAY_CHANGE_ON_RESUME = frozenset(
     {
@@ -29,25 +29,6 @@ MAY_CHANGE_ON_RESUME = frozenset(
 )
 
 
-# Keys that older configurations did not have, with the value that does what was done then.
-_ADDED_LATER = {
-    "accum_steps": 1,
-    "decay_type": "cosine",
-    "mixup": 0.0,
-    "teacher_model": "",
-    "teacher_epochs": 0,
-    "teacher_cache": "",
-    "distill_loss": "soft",
-    "distill_weight_end": -1.0,
-    "distill_temperature_end": -1.0,
-    "distill_decay": "cosine",
-    "feature_weight": 0.0,
-    "feature_loss": "cosine",
-    "feature_blocks": "",
-    "qat_steps": 0,
-}
-
-
 def refuse_changes(
     stored_text: str,
     config: Experiment | Compression,
@@ -56,14 +37,13 @@ def refuse_changes(
 ) -> None:
     """Refuses a configuration that is not the one a stored run began with.
 
+    A key that an older configuration lacks has its default there: keys added later must default to what was done before.
+
     Raises:
       UserError: naming every changed key with its stored and its new value.
     """
     new = flatten(config)
-    stored = {
-        **{name: value for name, value in _ADDED_LATER.items() if name in new},
-        **from_text(stored_text),
-    }
+    stored = defaults(type(config)) | from_text(stored_text)
     changed = [
         f"{name} is {stored.get(name, 'absent')!r} there, {new.get(name, 'absent')!r} now"
         for name in sorted((stored.keys() | new.keys()) - may_change)

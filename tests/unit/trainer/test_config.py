@@ -17,8 +17,8 @@ from trainer.config import (
     from_text,
     resolved_text,
 )
-from trainer.config.experiment import AUGMENTATIONS
 from trainer.config.fields import flatten
+from trainer.config.learning import AUGMENTATIONS
 from trainer.config.load import _parse
 from trainer.data.augment import _POLICIES
 
@@ -356,5 +356,5 @@ def test_help_lists_every_key_with_its_meaning_and_its_value_in_the_recipe() -> 
 def test_every_key_has_a_meaning(kind: type) -> None:
     first, *lines = config.keys_help(kind, None).splitlines()
     assert first.endswith("add --config=FILE.py to see them:")
-    assert all(re.fullmatch(r"  --config\.[a-z0-9_.]+: .+", line) for line in lines)
+    assert all(re.fullmatch(r"  --config\.[a-z0-9_.]+(=.*?)?: .+", line) for line in lines)
     assert len(lines) > 10
