@@ -1,7 +1,9 @@
 """Checkpoints: our schema on disk, Orbax and tensorstore behind it and nowhere else.
 
     PATH/checkpoints/STEP/params   the nested dict of arrays, by name
+                         /ema      their moving average, which is the model where it is there (training only)
                          /opt      what the optimiser keeps, by name (training only)
+                         /recent   what steps were like of late (training only)
                          /meta     JSON: description, preprocessing, labels, configuration, data position, hashes
 
 Training writes and restores through `TrainCheckpoints` (asynchronously, sharded, onto any mesh). A finished or cut model is
@@ -27,6 +29,7 @@ from trainer.models.build import Params, flatten, param_shapes, unflatten
 
 _FOLDER = "checkpoints"
 Meta = dict[str, Any]
+Items = dict[str, Any]
 
 
 class State(Protocol):
@@ -38,6 +41,10 @@ class State(Protocol):
     def params(self) -> Params: ...
     @property
     def opt(self) -> Any: ...
+    @property
+    def ema(self) -> Params | None: ...
+    @property
+    def recent(self) -> Params: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +103,7 @@ class TrainCheckpoints:
 
     def __init__(self, workdir: Path, keep_last: int) -> None:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep_last, enable_async_checkpointing=True)
-        items = ("params", "opt", "meta")
+        items = ("params", "opt", "ema", "recent", "meta")
         self._manager = ocp.CheckpointManager(
             (workdir / _FOLDER).absolute(), options=options, item_names=items
         )
@@ -107,39 +114,43 @@ class TrainCheckpoints:
 
     def save(self, state: State, card: Card) -> None:
         """Starts saving `state` under its own step number; an error of the previous save is raised here."""
-        arguments = ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params),
-            opt=ocp.args.StandardSave(flatten(state.opt)),
-            meta=ocp.args.JsonSave(card.to_json()),
-        )
+        trees = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
+        arguments = ocp.args.Composite(**trees, meta=ocp.args.JsonSave(card.to_json()))
         self._manager.save(int(card.meta["step"]), args=arguments)
 
-    def restore(self, like: State) -> tuple[Params, Any]:
-        """The newest parameters and optimiser state, in the shapes, dtypes and shardings of `like`.
+    def restore(self, like: State) -> Items:
+        """The newest params, opt, recent and, where `like` has one, ema, in the shapes, dtypes and shardings of `like`.
 
         Raises:
           UserError: when they are damaged, or not of these shapes.
         """
-        params, opt = (jax.tree.map(_abstract, tree) for tree in (like.params, flatten(like.opt)))
+        asked = {name: jax.tree.map(_abstract, tree) for name, tree in _items(like).items()}
         arguments = ocp.args.Composite(
-            params=ocp.args.StandardRestore(params), opt=ocp.args.StandardRestore(opt)
+            **{name: ocp.args.StandardRestore(tree) for name, tree in asked.items()}
         )
         latest = self.latest_step()
         try:
             saved = self._manager.restore(latest, args=arguments)
-            leaves = [saved["opt"][path] for path in opt]
+            leaves = [saved["opt"][path] for path in asked["opt"]]
         except (ValueError, KeyError, OSError) as error:
             reason = " ".join(str(error).split())[:300]  # Orbax explains at length
             raise UserError(
                 f"checkpoint {self._manager.directory / str(latest)} cannot be restored: {reason}; "
                 "remove it to go on from the one before, or give another --workdir"
             ) from error
-        return saved["params"], jax.tree.unflatten(jax.tree.structure(like.opt), leaves)
+        opt = jax.tree.unflatten(jax.tree.structure(like.opt), leaves)
+        return {**{name: saved[name] for name in asked}, "opt": opt}
 
     def close(self) -> None:
         """Waits until the last save is whole."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _items(state: State) -> Items:
+    """The trees that a checkpoint of training holds."""
+    ema = {} if state.ema is None else {"ema": state.ema}
+    return {"params": state.params, "opt": flatten(state.opt), "recent": state.recent, **ema}
 
 
 def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
@@ -206,7 +217,7 @@ def load_card(path: str | Path) -> Card:
 
 
 def load(path: str | Path, names: Sequence[str] | None = None) -> Loaded:
-    """The newest model under `path` with its arrays (or just those of `names`, "/"-joined) on the host.
+    """The newest model under `path` with its arrays (or just those of `names`, "/"-joined) on the host: averaged, where they are.
 
     Raises:
       UserError: when there is none, it is damaged, or its arrays do not fit its description.
@@ -219,7 +230,9 @@ def load(path: str | Path, names: Sequence[str] | None = None) -> Loaded:
             raise UserError(
                 f"checkpoint {folder}: array {name} is asked for, its description has no such array"
             )
-    pending = {name: _open(folder / "params", name) for name in chosen}
+    averaged = folder / "ema"
+    item = averaged if averaged.is_dir() else folder / "params"
+    pending = {name: _open(item, name) for name in chosen}
     arrays = {}
     for name, future in pending.items():
         try:

@@ -10,6 +10,8 @@ from typing import Any
 import jax
 
 from serving.command import json_text
+from trainer.guard import SKIPPED
+from trainer.skips import Skips
 
 _log = logging.getLogger(__name__)
 
@@ -20,10 +22,11 @@ class MetricsWriter:
     A value that is no finite number is written as null.
     """
 
-    def __init__(self, workdir: Path, start_step: int) -> None:
+    def __init__(self, workdir: Path, start_step: int, skips: Skips) -> None:
         self._path = workdir / "metrics.jsonl"
+        self._skips = skips
         self._writes = jax.process_index() == 0
-        self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
+        self._pending: tuple[int, Mapping[str, jax.Array], bool] | None = None
         self._kept: set[tuple[int, frozenset[str]]] = set()
         self.latest: dict[str, float] = {}
         if self._writes:
@@ -36,20 +39,26 @@ class MetricsWriter:
         draft.write_text("".join(json_text(entry) + "\n" for entry in entries))
         os.replace(draft, self._path)
 
-    def queue(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """Takes metrics that may still be on their way, and writes those taken before."""
+    def queue(self, step: int, metrics: Mapping[str, jax.Array], written: bool = True) -> None:
+        """Takes metrics that may still be on their way, to be `written` or not, and deals with those taken before."""
         self.flush()
-        self._pending = (step, metrics)
+        self._pending = (step, metrics, written)
 
     def flush(self) -> None:
-        """Writes what is pending."""
-        if self._pending is not None:
-            step, metrics = self._pending
-            self._pending = None
-            self.latest = {name: float(value) for name, value in metrics.items()}
-            self.write(step, self.latest)
+        """Deals with what is pending: a skipped step is told to `skips` and written in its words."""
+        if self._pending is None:
+            return
+        (step, metrics, written), self._pending = self._pending, None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if values.pop(SKIPPED, False):
+            self.write(step, self._skips.entry(step, values))
+            return
+        self._skips.taken()
+        if written:
+            self.latest = values
+            self.write(step, values)
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends one line now, unless a restart has kept the line with these values of this step."""
         entry = {"step": step, **values}
         if self._writes and (step, frozenset(entry)) not in self._kept:

@@ -117,8 +117,10 @@ def with_features(
             raise ValueError("matching features needs the teacher's blocks")
         total = jnp.zeros(len(labels))
         for own, source in pairs:
-            stream = teacher.blocks[source]
-            total += distance(student.blocks[own], stream if to_student is None else stream @ to_student)
+            ours, theirs = (
+                stream.astype(jnp.float32) for stream in (student.blocks[own], teacher.blocks[source])
+            )
+            total += distance(ours, theirs if to_student is None else theirs @ to_student)
         return objective(student, labels, teacher, step) + weight * total / len(pairs)
 
     return loss

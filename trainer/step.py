@@ -21,10 +21,10 @@ from trainer.data.global_batch import input_share
 from trainer.description import Classifier
 from trainer.distributed import mesh as meshes
 from trainer.distributed import rules
+from trainer.forward import Forward
+from trainer.guard import SKIPPED, Recent, chosen, judge, nothing_seen
 from trainer.models.build import Params, bind, init_params
-from trainer.models.eight_bits import in_eight_bits
 from trainer.models.outputs import Outputs
-from trainer.models.regularisation import Regularisation
 from trainer.objectives import Objective, accuracy
 
 Batch = dict[str, jax.Array]
@@ -34,11 +34,21 @@ Metrics = dict[str, jax.Array]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that training changes: step (scalar int32), parameters, and what the optimiser keeps."""
+    """All that training changes: step (scalar int32), parameters, what the optimiser keeps, and what steps were like of late.
+
+    `ema` is the moving average of the parameters, None without one.
+    """
 
     step: jax.Array
     params: Params
     opt: Any
+    ema: Params | None
+    recent: Recent
+
+    @property
+    def evaluated(self) -> Params:
+        """The parameters that evaluation and export take."""
+        return self.params if self.ema is None else self.ema
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,13 +66,14 @@ def normalise(images: jax.Array, spec: PreprocessSpec) -> jax.Array:
 
 
 def init_state(
-    model: Classifier, tx: optax.GradientTransformation, mesh: Mesh, seed: int
+    model: Classifier, tx: optax.GradientTransformation, mesh: Mesh, seed: int, with_ema: bool = False
 ) -> tuple[TrainState, Any, list[str]]:
     """A fresh state born in its shards; returns it with its shardings and what the mesh could not divide."""
 
     def create() -> TrainState:
         params = init_params(model, seed)
-        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+        ema = jax.tree.map(jnp.copy, params) if with_ema else None
+        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), ema, nothing_seen())
 
     placed, reports = rules.shardings(jax.eval_shape(create), mesh)
     return jax.jit(create, out_shardings=placed)(), placed, reports
@@ -78,31 +89,29 @@ def make_train_step(
     state_shardings: Any,
     mesh: Mesh,
 ) -> Callable[[TrainState, Batch, Params | None], tuple[TrainState, Metrics]]:
-    """(state, batch, teacher's parameters) → (next state, loss, accuracy and gradient norm of the batch).
+    """(state, batch, teacher's parameters) → (next state, loss, accuracy and gradient norm of the batch, whether it was skipped).
 
     The state is donated. Batches are {"image": uint8 (B, H, W, C), "label": int32 (B,)}, cut over data and fsdp; with the
     teacher's stored answers, if any, as `cached_logits` reads them.
     """
-    view = _view(experiment, spec, model.num_classes, mesh)
-    rates = Regularisation(experiment.do, experiment.sd)
-    regularised = experiment.do > 0 or experiment.sd > 0
+    view, forward = _view(experiment, spec, model.num_classes, mesh), Forward.of(experiment)
 
     def step(state: TrainState, batch: Batch, teacher_params: Params | None) -> tuple[TrainState, Metrics]:
         images, labels = view(batch, state.step)
-        step_key = jax.random.fold_in(jax.random.key(experiment.seed), state.step) if regularised else None
+        step_key = jax.random.fold_in(jax.random.key(experiment.seed), state.step) if forward.draws else None
 
         def of_part(part: Batch, number: jax.Array | int) -> Any:
             """((loss, accuracy), gradients), means over a part of the batch."""
             images, key = part["image"], step_key
             if step_key is not None and experiment.accum_steps > 1:
                 key = jax.random.fold_in(step_key, number)
-            taught = _taught(part, images, model.num_classes, teacher, teacher_params)
+            taught = _taught(part, images, model.num_classes, forward, teacher, teacher_params)
 
             def answer(params: Params) -> Outputs:
-                return bind(model, params).outputs(images, regularisation=rates, key=key)
+                return forward.outputs(model, params, images, key)
 
             def rounded(params: Params) -> Outputs:
-                return in_eight_bits(bind(model, params)).outputs(images, regularisation=rates, key=key)
+                return forward.outputs(model, params, images, key, rounded=True)
 
             def mean_loss(params: Params) -> tuple[jax.Array, jax.Array]:
                 last = state.step >= experiment.total_steps - experiment.qat_steps
@@ -116,13 +125,23 @@ def make_train_step(
 
         viewed = {**batch, "image": images, "targets": labels}
         (loss, top1), gradients = mean_over(experiment.accum_steps, of_part, viewed)
+        norm = optax.tree.norm(gradients)
         updates, opt = tx.update(gradients, state.opt, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "top1": top1, "grad_norm": optax.tree.norm(gradients)}
-        return TrainState(state.step + 1, params, opt), metrics
+        taken, recent = judge(state.recent, loss, norm, experiment.skip_sigmas)
+        learnt = optax.apply_updates(state.params, updates)
+        params, opt = chosen(taken, (learnt, opt), (state.params, state.opt))
+        ema = None if state.ema is None else _averaged(state.ema, params, experiment.ema_decay, state.step)
+        metrics = {"loss": loss, "top1": top1, "grad_norm": norm, SKIPPED: ~taken}
+        return TrainState(state.step + 1, params, opt, ema, recent), metrics
 
     out = (state_shardings, meshes.replicated(mesh))
     return jax.jit(step, donate_argnums=0, out_shardings=out)
+
+
+def _averaged(ema: Params, params: Params, decay: float, step: jax.Array) -> Params:
+    """The moving average behind `step`; a young one forgets its beginnings faster: by (1 + step) / (10 + step) at most."""
+    kept = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda mean, new: kept * mean + (1 - kept) * new, ema, params)
 
 
 def _view(
@@ -142,14 +161,19 @@ def _view(
 
 
 def _taught(
-    batch: Batch, images: jax.Array, num_classes: int, teacher: Classifier | None, params: Params | None
+    batch: Batch,
+    images: jax.Array,
+    num_classes: int,
+    forward: Forward,
+    teacher: Classifier | None,
+    params: Params | None,
 ) -> Outputs | None:
     """What the teacher says of `images`: as it was stored, or by asking it."""
     if cached_logits.LOGITS in batch:
         return Outputs(cached_logits.dense(batch, num_classes))
     if teacher is None or params is None:
         return None
-    return jax.lax.stop_gradient(bind(teacher, params).outputs(images))
+    return jax.lax.stop_gradient(forward.outputs(teacher, params, images))
 
 
 def make_answer_step(model: Classifier, spec: PreprocessSpec, mesh: Mesh) -> Callable[[Params, Batch], Batch]:

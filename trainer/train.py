@@ -15,7 +15,7 @@ import jax
 from jax.sharding import Mesh
 
 from serving.command import ExitCode, UserError, progress
-from trainer import description, optim, step
+from trainer import description, memory, optim, step
 from trainer.cached_logits import CachedLogits
 from trainer.checkpoint import Card, TrainCheckpoints, holds_training, load_card, steps
 from trainer.config import Experiment, refuse_changes
@@ -26,8 +26,11 @@ from trainer.distributed.holding import hold_for_all
 from trainer.distributed.mesh import check_batch, make_mesh
 from trainer.evaluation import evaluate
 from trainer.metrics import MetricsWriter
+from trainer.models.build import Params
+from trainer.models.computing import in_dtype
 from trainer.parts import Parts, assemble
 from trainer.preemption import Preemption
+from trainer.skips import Skips
 from trainer.step import Batch, Frozen, TrainState
 from trainer.teacher import stored_answers
 
@@ -77,11 +80,15 @@ class _Run:
         experiment, parts, card = self._experiment, self._parts, self._parts.card
         self._answers = self._stored_answers()
         tx = optim.optimiser(experiment)
-        fresh, placed, undivided = step.init_state(card.classifier, tx, self._mesh, experiment.seed)
+        fresh, placed, undivided = step.init_state(
+            card.classifier, tx, self._mesh, experiment.seed, experiment.ema_decay > 0
+        )
         self._state = self._first_state(fresh)
         teacher = parts.teacher if self._answers is None else None
         self._teacher = (
-            Frozen(teacher.description, rules.place(teacher.params, self._mesh)) if teacher else None
+            Frozen(teacher.description, rules.place(in_dtype(teacher.params, experiment.dtype), self._mesh))
+            if teacher
+            else None
         )
         self._train_step = step.make_train_step(
             experiment,
@@ -95,7 +102,8 @@ class _Run:
         )
         self._eval_step = step.make_eval_step(card.classifier, card.preprocess, self._mesh)
         self._start = int(self._state.step)
-        self._metrics = MetricsWriter(self._workdir, self._start)
+        skips = Skips(len(parts.dataset.train), experiment.seed, experiment.batch)
+        self._metrics = MetricsWriter(self._workdir, self._start, skips)
         if jax.process_index() == 0:
             (self._workdir / "config.txt").write_text(card.meta["config_text"])
             _announce(experiment, card, self._start, undivided, self._mesh.shape)
@@ -111,12 +119,16 @@ class _Run:
     def _first_state(self, fresh: TrainState) -> TrainState:
         latest = self._checkpoints.latest_step()
         if latest is None:
-            if self._parts.pretrained is None:
-                return fresh
-            return dataclasses.replace(fresh, params=rules.place(self._parts.pretrained, self._mesh))
+            return (
+                fresh if self._parts.pretrained is None else self._begun_with(self._parts.pretrained, fresh)
+            )
         _check_same_run(self._workdir, self._experiment, self._parts.card)
-        params, opt = self._checkpoints.restore(fresh)
-        return TrainState(jax.device_put(latest, fresh.step.sharding).astype(fresh.step.dtype), params, opt)
+        number = jax.device_put(latest, fresh.step.sharding).astype(fresh.step.dtype)
+        return dataclasses.replace(fresh, step=number, **self._checkpoints.restore(fresh))
+
+    def _begun_with(self, params: Params, fresh: TrainState) -> TrainState:
+        ema = None if fresh.ema is None else rules.place(params, self._mesh)
+        return dataclasses.replace(fresh, params=rules.place(params, self._mesh), ema=ema)
 
     def to_the_end(self, preemption: Preemption) -> dict[str, object]:
         """Runs the loop and reports."""
@@ -146,12 +158,11 @@ class _Run:
             for number, batch in enumerate(self._batches(), self._start + 1):
                 if number == self._start + 1:
                     with preemption.compiling():
-                        metrics = jax.block_until_ready(self._step(batch))
+                        metrics = self._first_step(batch)
                 else:
                     metrics = self._step(batch)
                 last = number == experiment.total_steps
-                if number % experiment.log_every == 0 or last:
-                    self._metrics.queue(number, metrics)
+                self._metrics.queue(number, metrics, number % experiment.log_every == 0 or last)
                 # Before saving: who goes on from a checkpoint has the whole record up to it.
                 if number % experiment.eval_every == 0 and not last:
                     self._evaluate(number)
@@ -162,6 +173,13 @@ class _Run:
                     self._leave(number, preemption.exit_code)
         self._metrics.flush()
         return time.monotonic() - began_s
+
+    def _first_step(self, batch: Batch) -> Mapping[str, jax.Array]:
+        """Compiles and steps, to the end: here it shows whether memory is enough."""
+        try:
+            return jax.block_until_ready(self._step(batch))
+        except jax.errors.JaxRuntimeError as error:
+            raise memory.refusal(error, self._experiment, self._mesh) or error from error
 
     def _step(self, batch: Batch) -> Mapping[str, jax.Array]:
         teacher = self._teacher.params if self._teacher else None
@@ -198,7 +216,7 @@ class _Run:
     def _evaluate(self, number: int) -> dict[str, float]:
         source, spec = self._parts.dataset.validation, self._parts.card.preprocess
         score = evaluate(
-            self._eval_step, self._state.params, source, spec, self._experiment.batch_eval, self._mesh
+            self._eval_step, self._state.evaluated, source, spec, self._experiment.batch_eval, self._mesh
         )
         self._metrics.flush()
         self._metrics.write(number, {f"validation_{name}": value for name, value in score.items()})

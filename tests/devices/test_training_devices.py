@@ -30,10 +30,11 @@ STEPS, HALF = 6, 3
 MESHES = [(8, 1, 1), (2, 2, 2), (1, 4, 2)]
 
 
-def experiment(
-    folder: Path, role: str, mesh: tuple[int, int, int] = (1, 1, 1), accum_steps: int = 1
-) -> Experiment:
-    """A run of `role` from the models that `reference` made; both start from weights at which every gradient counts."""
+def experiment(folder: Path, role: str, mesh: tuple[int, int, int] = (1, 1, 1), **ways: object) -> Experiment:
+    """A run of `role` from the models that `reference` made; both start from weights at which every gradient counts.
+
+    `ways` change how a step is computed, not what it computes.
+    """
     settings = {
         "image_size": 8,
         "pretrained": str(folder / "student"),
@@ -43,12 +44,12 @@ def experiment(
         "total_steps": STEPS,
         "warmup_steps": 1,
         "batch": 32,
-        "accum_steps": accum_steps,
         "base_lr": 0.01,
         "checkpoint_every": HALF,
         "eval_every": HALF,
         "log_every": 1,
         "workers": 0,
+        **ways,
     }
     overrides = [(name, str(value)) for name, value in settings.items()]
     return dataclasses.replace(
@@ -85,18 +86,23 @@ def assert_same_losses(workdir: Path, reference: Path) -> None:
     assert ours == pytest.approx(theirs, rel=SAME_LOSS)
 
 
-@pytest.mark.parametrize(
-    ("mesh", "role", "accum_steps"),
-    [
-        *itertools.product(MESHES, ["trained", "distilled"], [1]),
-        (MESHES[0], "distilled", 4),
-        (MESHES[1], "trained", 2),
-    ],
-)
+# With the plain step on every mesh, any two of mesh, role, parts, remat and loop meet in one of them.
+WAYS: list[tuple[tuple[int, int, int], str, dict[str, object]]] = [
+    *((mesh, role, {}) for mesh, role in itertools.product(MESHES, ["trained", "distilled"])),
+    (MESHES[0], "distilled", {"accum_steps": 4, "remat": "blocks", "scan_blocks": True}),
+    (MESHES[0], "trained", {"remat": "dots", "scan_blocks": True}),
+    (MESHES[1], "trained", {"accum_steps": 2, "remat": "blocks", "scan_blocks": True}),
+    (MESHES[1], "distilled", {"accum_steps": 2, "remat": "dots"}),
+    (MESHES[2], "trained", {"accum_steps": 4, "remat": "dots", "scan_blocks": True}),
+    (MESHES[2], "distilled", {"remat": "blocks"}),
+]
+
+
+@pytest.mark.parametrize(("mesh", "role", "ways"), WAYS)
 def test_eight_devices_get_the_losses_of_one(
-    mesh: tuple[int, int, int], role: str, accum_steps: int, reference: Path, tmp_path: Path
+    mesh: tuple[int, int, int], role: str, ways: dict[str, object], reference: Path, tmp_path: Path
 ) -> None:
-    result = train(experiment(reference, role, mesh, accum_steps), tmp_path / "run")
+    result = train(experiment(reference, role, mesh, **ways), tmp_path / "run")
     assert result["stage"] == role
     assert_same_losses(tmp_path / "run", reference / role)
     # All 180 examples count once: some batches of evaluation are padded, and cut over the devices.

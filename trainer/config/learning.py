@@ -10,6 +10,8 @@ from trainer.config.fields import Problems
 OPTIMISERS = ("adamw", "muon", "sgd", "adafactor", "lion")
 LR_DECAYS = ("cosine", "linear", "rsqrt")
 AUGMENTATIONS = ("none", "shift", "shift_flip")
+DTYPES = ("float32", "bfloat16")
+REMATS = ("none", "dots", "blocks")
 DISTILL_LOSSES = ("soft", "hard", "token", "token_soft")
 DECAYS = ("linear", "cosine")
 FEATURE_LOSSES = ("mse", "cosine")
@@ -50,6 +52,16 @@ class Learning:
     accum_steps: Annotated[
         int, "parts in which a step takes its batch, one after another, to need less memory; 1: all at once"
     ] = 1
+    dtype: Annotated[
+        str, "float32, or bfloat16: what models compute in; parameters, logits and losses are float32"
+    ] = "float32"
+    remat: Annotated[
+        str,
+        "what the backward pass computes anew, to need less memory: none; dots: all but products with weights; blocks: all",
+    ] = "none"
+    scan_blocks: Annotated[
+        bool, "whether blocks that are alike are compiled once, as a loop: for deep models"
+    ] = False
     total_steps: Annotated[int, "when training ends"]
     warmup_steps: Annotated[int, "of the learning rate, from 0 to base_lr"]
     optim: Annotated[
@@ -66,6 +78,14 @@ class Learning:
     sd: Annotated[float, "stochastic depth rate of the last block"] = 0.0
     label_smoothing: Annotated[float, "share of each label that goes to all classes"] = 0.0
     grad_norm_clip: Annotated[float, "largest norm of the gradients"] = 1.0
+    skip_sigmas: Annotated[
+        float,
+        "steps whose loss or gradient norm is so many standard deviations above the last 128 steps' are left out; 0: none but "
+        "those that are not finite",
+    ] = 0.0
+    ema_decay: Annotated[
+        float, "of the moving average of the weights, which evaluation and export take; 0: there is none"
+    ] = 0.0
     eval_every: Annotated[int, "steps from one evaluation to the next"]
     checkpoint_every: Annotated[int, "steps from one checkpoint to the next"]
     keep_last: Annotated[int, "newest checkpoints that are kept"] = 2
@@ -108,13 +128,14 @@ class Learning:
             qat_steps=self.qat_steps,
             teacher_epochs=self.teacher_epochs,
             feature_weight=self.feature_weight,
+            skip_sigmas=self.skip_sigmas,
         )
         found.check_above_0(
             base_lr=self.base_lr,
             grad_norm_clip=self.grad_norm_clip,
             distill_temperature=self.distill_temperature,
         )
-        for name in ("do", "sd", "label_smoothing"):
+        for name in ("do", "sd", "label_smoothing", "ema_decay"):
             found.check(0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} must be in [0, 1)")
         found.check(0 <= self.distill_weight <= 1, f"distill_weight={self.distill_weight} must be in [0, 1]")
         alpha, temperature = self.distill_weight_end, self.distill_temperature_end
@@ -127,6 +148,8 @@ class Learning:
     def _check_choices(self, found: Problems) -> None:
         for name, allowed in (
             ("aug", AUGMENTATIONS),
+            ("dtype", DTYPES),
+            ("remat", REMATS),
             ("optim", OPTIMISERS),
             ("decay_type", LR_DECAYS),
             ("distill_loss", DISTILL_LOSSES),

@@ -9,7 +9,7 @@ Images are fitted to the model's size before they are augmented and stay uint8; 
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
@@ -81,7 +81,7 @@ def train_batches(
       UserError: when the processes cannot share `batch` equally.
     """
     share = _share("batch", batch, process_count)
-    examples = grain.MapDataset.source(fitted(source, spec)).seed(seed).shuffle().repeat()
+    examples = _in_order(grain.MapDataset.source(fitted(source, spec)), seed)
     if view_epochs:
         # Grain's random_map seeds by the global position, in which no view ever comes again.
         views = examples.map_with_index(RepeatedAugment(aug, seed, view_epochs, len(source)))
@@ -96,6 +96,17 @@ def train_batches(
             flags.FLAGS.mark_as_parsed()  # Grain reads settings from absl's global flags, which our commands leave alone
         stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     return _closing(stream)
+
+
+def examples_at(positions: Sequence[int], examples: int, seed: int) -> list[int]:
+    """The places, among so many training examples, of those at `positions` of the run's one order."""
+    order = _in_order(grain.MapDataset.range(examples), seed)
+    return [int(order[position]) for position in positions]
+
+
+def _in_order(examples: Any, seed: int) -> Any:
+    """Epoch after epoch of `examples`, each in an order of its own."""
+    return examples.seed(seed).shuffle().repeat()
 
 
 def _closing(stream: Any) -> Iterator[HostBatch]:

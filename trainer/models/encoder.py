@@ -58,7 +58,8 @@ class Attention(nnx.Module):
             looks = looks + jnp.log(sizes).reshape(len(x), 1, 1, -1)
         if mask is not None:
             looks = jnp.where(mask[:, None], looks, _MASKED)
-        weights = jax.nn.softmax(looks, axis=-1)
+        # In float32 whatever the products are in: sums of bfloat16 exponentials lose small weights.
+        weights = jax.nn.softmax(looks.astype(jnp.float32), axis=-1).astype(x.dtype)
         heads = jnp.einsum("bnts,bsnv->btnv", weights, _gate(self.value(x), gates, "value"))
         if gates is not None and "heads" in gates:
             heads = heads * gates["heads"][:, None]

@@ -28,7 +28,8 @@ def merge(
     """
     tokens = x.shape[1]
     gone, into = matches(keys, count, prefix)
-    weighted = jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
+    # In float32 whatever the stream is in: sizes are counts, and means are over many.
+    weighted = jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1).astype(jnp.float32)
     if sizes is not None:
         weighted = weighted * sizes
     added = jax.nn.one_hot(into, tokens, axis=1) @ _rows(weighted, gone)
@@ -36,7 +37,7 @@ def merge(
     # The tokens that stay, in their order: the first is worth most, those that leave are worth nothing.
     kept = jax.lax.top_k((1 - leaves) * jnp.arange(tokens, 0, -1), tokens - count)[1]
     merged = _rows(weighted + added, kept)
-    return merged[..., :-1] / merged[..., -1:], merged[..., -1:]
+    return (merged[..., :-1] / merged[..., -1:]).astype(x.dtype), merged[..., -1:]
 
 
 def matches(keys: jax.Array, count: int, prefix: int) -> tuple[jax.Array, jax.Array]:

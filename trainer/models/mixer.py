@@ -10,6 +10,7 @@ from flax import nnx
 
 from trainer.description import Mixer
 from trainer.models.encoder import Mlp
+from trainer.models.layers import WRITTEN_OUT, Carry, Layers, through
 from trainer.models.outputs import Outputs
 from trainer.models.regularisation import OFF, Drop, Regularisation
 
@@ -64,16 +65,19 @@ class MlpMixer(nnx.Module):
         gates: None = None,
         regularisation: Regularisation = OFF,
         key: jax.Array | None = None,
+        layers: Layers = WRITTEN_OUT,
     ) -> Outputs:
         """The logits, what the one head says, and the residual stream (B, P, D) behind every block."""
-        drop, streams = Drop(regularisation, key, len(self.blocks)), []
+        drop = Drop(regularisation, key, len(self.blocks))
+
+        def step(block: MixerBlock, x: Carry, index: jax.Array | int) -> Carry:
+            x = x + drop.branch(block.mix_tokens(x), index, 0)
+            return x + drop.branch(block.mix_channels(x), index, 1)
+
+        blocks = [self.blocks[str(index)] for index in range(len(self.blocks))]
         tokens = self.patch(images)
-        x = drop.elements(tokens.reshape(tokens.shape[0], -1, tokens.shape[-1]))
-        for index in range(len(self.blocks)):
-            block = self.blocks[str(index)]
-            x = x + drop.branch(block.mix_tokens(x), index)
-            x = x + drop.branch(block.mix_channels(x), index)
-            streams.append(x)
+        embedded = drop.embedded(tokens.reshape(tokens.shape[0], -1, tokens.shape[-1]))
+        x, streams = through(blocks, step, embedded, layers)
         features = self.norm(x).mean(axis=1)
         logits = self.head(features) if self.has_head else features
         return Outputs(logits, (logits,) * self.has_head, tuple(streams))

@@ -15,6 +15,7 @@ from flax import nnx
 
 from trainer.description import ViT
 from trainer.models.encoder import BlockGates, EncoderBlock, blocks_of
+from trainer.models.layers import WRITTEN_OUT, Carry, Layers, through
 from trainer.models.merging import merge
 from trainer.models.outputs import Outputs
 from trainer.models.regularisation import OFF, Drop, Regularisation
@@ -90,25 +91,31 @@ class VisionTransformer(nnx.Module):
         gates: Mapping[str, BlockGates] | None = None,
         regularisation: Regularisation = OFF,
         key: jax.Array | None = None,
+        layers: Layers = WRITTEN_OUT,
     ) -> Outputs:
-        """The logits, what each head says, and the residual stream behind every block."""
-        drop, streams = Drop(regularisation, key, self.depth), []
-        x, sizes = drop.elements(self.embed(images, gates)), None
-        for index in range(self.depth):
-            block, own = self.block(index), None if gates is None else gates[str(index)]
+        """The logits, what each head says, and the residual stream behind every block; `gates` need blocks written out."""
+        drop = Drop(regularisation, key, self.depth)
+
+        def step(block: EncoderBlock, carry: Carry, index: jax.Array | int) -> Carry:
+            x, sizes = carry
+            own = None if gates is None else gates[str(index)]
             if block.has_attention:
                 added, taps = block.attend(x, own, sizes)
-                x = x + drop.branch(added, index)
+                x = x + drop.branch(added, index, 0)
                 if block.merge:
                     x, sizes = merge(x, sizes, taps["keys"], block.merge, len(self.prefix))
             if block.has_mlp:
-                x = x + drop.branch(block.transform(x, own)[0], index)
-            streams.append(x)
+                x = x + drop.branch(block.transform(x, own)[0], index, 1)
+            return x, sizes
+
+        blocks = [self.block(index) for index in range(self.depth)]
+        embedded = drop.embedded(self.embed(images, gates))
+        (x, sizes), behind = through(blocks, step, (embedded, None), layers)
         features = self.features(x, sizes)
         said = tuple(getattr(self, name)(features[:, index]) for index, name in enumerate(self.heads))
         # DeiT averages its heads; without heads comes out what they would read.
         logits = sum(said[1:], said[0]) / len(said) if said else features.mean(axis=1)
-        return Outputs(logits, said, tuple(streams))
+        return Outputs(logits, said, tuple(stream for stream, _ in behind))
 
 
 def head_names(model: ViT) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from serving.command import UserError
 from tests.support.small_models import DIGITS, DIGITS_SPEC, UNEVEN, random_params
 from trainer import checkpoint
 from trainer.checkpoint import Card, TrainCheckpoints
+from trainer.guard import nothing_seen
 from trainer.models.build import Params, flatten, unflatten
 from trainer.step import TrainState
 
@@ -198,7 +199,8 @@ def test_the_hash_depends_on_every_value_name_shape_and_dtype() -> None:
 def _state(step: int) -> TrainState:
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf) + step, PARAMS)
     moments = {"mu": jax.tree.map(lambda leaf: 2 * leaf, params)}
-    return TrainState(jnp.int32(step), params, (moments, {"count": jnp.int32(step)}))
+    opt = (moments, {"count": jnp.int32(step)})
+    return TrainState(jnp.int32(step), params, opt, None, nothing_seen())
 
 
 def test_training_goes_on_from_its_newest_state_and_only_the_last_are_kept(tmp_path: Path) -> None:
@@ -210,12 +212,12 @@ def test_training_goes_on_from_its_newest_state_and_only_the_last_are_kept(tmp_p
 
     again = TrainCheckpoints(tmp_path, keep_last=2)
     assert again.latest_step() == 30
-    params, opt = again.restore(_state(0))
+    saved = again.restore(_state(0))
     again.close()
-    assert_equal(params, _state(30).params)
-    assert jax.tree.structure(opt) == jax.tree.structure(_state(30).opt)
-    assert jax.tree.all(jax.tree.map(np.array_equal, opt, _state(30).opt))
-    assert checkpoint.load(tmp_path).meta["weights_hash"] == checkpoint.weights_hash(params)
+    assert_equal(saved["params"], _state(30).params)
+    assert jax.tree.structure(saved["opt"]) == jax.tree.structure(_state(30).opt)
+    assert jax.tree.all(jax.tree.map(np.array_equal, saved["opt"], _state(30).opt))
+    assert checkpoint.load(tmp_path).meta["weights_hash"] == checkpoint.weights_hash(saved["params"])
 
 
 def test_a_state_that_cannot_be_restored_is_refused_with_its_step(tmp_path: Path) -> None:

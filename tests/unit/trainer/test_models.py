@@ -189,7 +189,7 @@ def test_dropout_keeps_the_mean_of_what_it_drops_from() -> None:
     model, params = WHOLE, random_params(WHOLE)
     tokens = np.asarray(bind(model, params).embed(images(model, 1)))
     keys = jax.random.split(jax.random.key(0), 4000)
-    drop = jax.vmap(lambda key: Drop(Regularisation(dropout=0.25), key, 2).elements(tokens))
+    drop = jax.vmap(lambda key: Drop(Regularisation(dropout=0.25), key, 2).embedded(tokens))
     # Kept values are x / 0.75, so the deviation of a mean of 4,000 is |x| · sqrt(1/3 / 4000) = 0.0091·|x|; five of them.
     assert np.all(np.abs(drop(keys).mean(0) - tokens) <= 5 * 0.0092 * np.abs(tokens))
 

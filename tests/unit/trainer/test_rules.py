@@ -15,6 +15,7 @@ from trainer import config, description, optim
 from trainer.config import MeshShape
 from trainer.distributed import rules
 from trainer.distributed.mesh import make_mesh
+from trainer.guard import nothing_seen
 from trainer.models.build import flatten, param_shapes
 from trainer.step import TrainState
 
@@ -106,7 +107,9 @@ def test_a_name_that_only_ends_alike_is_not_matched() -> None:
 def test_a_whole_training_state_has_a_place_for_every_leaf() -> None:
     params = param_shapes(UNEVEN)
     tx = optim.optimiser(config.experiment("configs/digits.py:teacher", []))
-    state = TrainState(jax.ShapeDtypeStruct((), int), params, jax.eval_shape(tx.init, params))
+    state = TrainState(
+        jax.ShapeDtypeStruct((), int), params, jax.eval_shape(tx.init, params), params, nothing_seen()
+    )
     placed, reports = rules.shardings(state, make_mesh(MeshShape(-1, 1, 1)))
     assert jax.tree.structure(placed) == jax.tree.structure(state)
     assert reports == []
