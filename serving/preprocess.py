@@ -140,10 +140,7 @@ def fit(image: Array, spec: PreprocessSpec) -> Array:
     Raises:
       ImageError: when the image has other channels, or is so narrow that "crop" would first blow it up beyond MAX_PIXELS.
     """
-    if image.shape[2] == 1 and spec.color == "RGB":
-        image = np.repeat(image, 3, axis=2)
-    if image.shape[2] != spec.channels:
-        raise ImageError(f"the image has {image.shape[2]} channels, {spec.color} asks for {spec.channels}")
+    image = in_color(image, spec)
     if image.shape[:2] == (spec.height, spec.width) and spec.crop_fraction == 1:
         return image
     size, left, top = _placed(image.shape[1], image.shape[0], spec)
@@ -153,6 +150,19 @@ def fit(image: Array, spec: PreprocessSpec) -> Array:
     values = interpolate.interpolate(image, (size[1], size[0]), window, spec.method)
     whole = np.floor(values) if spec.rounding == "down" else np.rint(values)
     return np.clip(whole, 0, 255).astype(np.uint8)
+
+
+def in_color(image: Array, spec: PreprocessSpec) -> Array:
+    """uint8 (H, W, C) in the channels of `spec`: grey becomes RGB where it asks for it.
+
+    Raises:
+      ImageError: when the image has other channels.
+    """
+    if image.shape[2] == 1 and spec.color == "RGB":
+        image = np.repeat(image, 3, axis=2)
+    if image.shape[2] != spec.channels:
+        raise ImageError(f"the image has {image.shape[2]} channels, {spec.color} asks for {spec.channels}")
+    return image
 
 
 def _placed(width: int, height: int, spec: PreprocessSpec) -> tuple[tuple[int, int], int, int]:

@@ -51,8 +51,8 @@ class State(Protocol):
 class Card:
     """What a checkpoint says of itself: the model, how images are prepared for it, its classes, and where it came from.
 
-    `meta` holds stage, dataset, fingerprint, config_text, config_hash, teacher_hash, calibration_hash and step; of a training also
-    pretrained_hash, the weights_hash of what it began with.
+    `meta` holds stage, dataset, data_dir, bad_images, fingerprint, config_text, config_hash, teacher_hash, calibration_hash and
+    step; of a training also pretrained_hash, the weights_hash of what it began with.
     """
 
     description: Classifier | TwoTowers

@@ -36,7 +36,7 @@ def main(argv: list[str]) -> dict[str, object]:
 def _evaluate(checkpoint: str, split: str, dataset: str, data_dir: str, batch: int) -> dict[str, object]:
     # Imported late: --help answers without starting JAX.
     from trainer.checkpoint import load
-    from trainer.data.datasets import open_dataset
+    from trainer.data.datasets import open_again, open_dataset
     from trainer.distributed.bootstrap import join_job
     from trainer.evaluation import check_classes, evaluate, one_process_mesh
     from trainer.interval import wilson
@@ -45,7 +45,8 @@ def _evaluate(checkpoint: str, split: str, dataset: str, data_dir: str, batch: i
     join_job()
     loaded = load(checkpoint)
     name = dataset or loaded.meta["dataset"]
-    data = open_dataset(name, data_dir or (loaded.meta["data_dir"] if name == loaded.meta["dataset"] else ""))
+    same = name == loaded.meta["dataset"]
+    data = open_again(loaded.meta, data_dir) if same else open_dataset(name, data_dir)
     model = loaded.classifier
     check_classes(loaded, data)
     mesh = one_process_mesh()

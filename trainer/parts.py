@@ -12,12 +12,15 @@ from trainer import checkpoint, description, features, objectives, schedules
 from trainer.checkpoint import Card
 from trainer.config import Experiment, config_hash, resolved_text
 from trainer.data.datasets import open_dataset
+from trainer.data.encoded import EncodedImages
 from trainer.data.source import Dataset
 from trainer.description import Classifier
 from trainer.models.build import Params
 from trainer.objectives import Objective
 from trainer.start import Start, start_from
 from trainer.teacher import Teacher, check_teacher, load_teacher
+
+_MIDDLE = 0.875  # of the smaller side: 224 of 256 pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +40,7 @@ def assemble(experiment: Experiment) -> Parts:
     Raises:
       UserError: for an unknown dataset or model, an unreadable checkpoint, or parts that do not fit together.
     """
-    dataset = open_dataset(experiment.dataset, experiment.data_dir)
+    dataset = open_dataset(experiment.dataset, experiment.data_dir, experiment.bad_images)
     teacher = _teacher(experiment)
     start = _start(experiment, dataset)
     spec = start.preprocess if start else preprocessing(dataset, experiment.image_size)
@@ -50,11 +53,15 @@ def assemble(experiment: Experiment) -> Parts:
 
 
 def preprocessing(dataset: Dataset, image_size: int) -> PreprocessSpec:
-    """How images of `dataset` become model input: squashed to a square, pixels in [-1, 1] (ViT's own range)."""
-    channels = dataset.train.images.shape[-1]
+    """How images of `dataset` become model input, pixels in [-1, 1] (ViT's own range): small ones squashed to a square, photographs
+    by the middle of what resizing leaves, as the field evaluates them.
+    """
+    channels = dataset.train.channels
     scale = (127.5,) * channels
     color: Literal["L", "RGB"] = "L" if channels == 1 else "RGB"
-    return PreprocessSpec(color=color, height=image_size, width=image_size, mean=scale, std=scale)
+    spec = PreprocessSpec(color=color, height=image_size, width=image_size, mean=scale, std=scale)
+    photographs = isinstance(dataset.train.images, EncodedImages)
+    return dataclasses.replace(spec, resize="crop", crop_fraction=_MIDDLE) if photographs else spec
 
 
 def _start(experiment: Experiment, dataset: Dataset) -> Start | None:
@@ -62,7 +69,7 @@ def _start(experiment: Experiment, dataset: Dataset) -> Start | None:
     if not experiment.pretrained:
         return None
     start = start_from(experiment.pretrained, experiment.model, experiment.image_size, dataset.class_names)
-    channels = dataset.train.images.shape[-1]
+    channels = dataset.train.channels
     # Grey pictures become colour ones by themselves; colours are not thrown away unasked.
     if channels not in (1, start.preprocess.channels):
         raise UserError(
@@ -78,13 +85,13 @@ def _shape(experiment: Experiment, dataset: Dataset, spec: PreprocessSpec) -> Cl
         model = checkpoint.load_card(experiment.shape_of).classifier
         _check_fits(model, dataset, spec, experiment.shape_of)
         return model
-    size, channels = (spec.height, spec.width), dataset.train.images.shape[-1]
+    size, channels = (spec.height, spec.width), dataset.train.channels
     named = description.named(experiment.model, size, channels, len(dataset.class_names))
     return description.require_classifier(named, "training")
 
 
 def _check_fits(model: Classifier, dataset: Dataset, spec: PreprocessSpec, path: str) -> None:
-    data = ((spec.height, spec.width), dataset.train.images.shape[-1], len(dataset.class_names))
+    data = ((spec.height, spec.width), dataset.train.channels, len(dataset.class_names))
     if (model.image_size, model.channels, model.num_classes) != data:
         has = f"{model.image_size} pixels, {model.channels} channels, {model.num_classes} classes"
         asked = "{} pixels, {} channels, {} classes".format(*data)
@@ -142,6 +149,7 @@ def _meta(
         "stage": stage,
         "dataset": dataset.name,
         "data_dir": experiment.data_dir,
+        "bad_images": experiment.bad_images,
         "fingerprint": dataset.fingerprint,
         "config_text": resolved_text(experiment),
         "config_hash": config_hash(experiment),

@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh
 
 from serving.preprocess import PreprocessSpec
-from trainer import cached_logits, mixup
+from trainer import cached_logits, mixing
 from trainer.accumulation import mean_over
 from trainer.config import Experiment
 from trainer.data.global_batch import input_share
@@ -147,15 +147,16 @@ def _averaged(ema: Params, params: Params, decay: float, step: jax.Array) -> Par
 def _view(
     experiment: Experiment, spec: PreprocessSpec, num_classes: int, mesh: Mesh
 ) -> Callable[[Batch, jax.Array], tuple[jax.Array, jax.Array]]:
-    """(batch, step) → what student and teacher see: normalised images, and labels (B, classes); both mixed, where mixup is on."""
+    """(batch, step) → what student and teacher see: normalised images, and labels (B, classes); both mixed, where that is on."""
 
     def view(batch: Batch, step: jax.Array) -> tuple[jax.Array, jax.Array]:
         images, labels = normalise(batch["image"], spec), jax.nn.one_hot(batch["label"], num_classes)
-        if not experiment.mixup:
+        alphas = (experiment.mixup, experiment.cutmix)
+        if not any(alphas):
             return images, labels
-        share = mixup.ratio(experiment.seed, step, experiment.mixup)
-        others = mixup.partners(len(labels), input_share(mesh)[1])
-        return mixup.mixed(images, others, share), mixup.mixed(labels, others, share)
+        share = mixing.own_share(experiment.seed, step, (spec.height, spec.width), *alphas)
+        others = mixing.partners(len(labels), input_share(mesh)[1])
+        return mixing.mixed(images, others, share), mixing.mixed(labels, others, share.mean())
 
     return view
 

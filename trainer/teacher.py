@@ -16,9 +16,9 @@ from serving.preprocess import PreprocessSpec
 from trainer import checkpoint, step
 from trainer.cached_logits import CachedLogits, Key, create
 from trainer.config import Experiment
-from trainer.data.augment import RepeatedAugment
+from trainer.data.augment import Augment, RepeatedAugment
 from trainer.data.global_batch import input_share, to_global
-from trainer.data.pipeline import Fitted, fitted
+from trainer.data.pipeline import Fitted, Whole, seen_by
 from trainer.data.source import Array, Dataset
 from trainer.description import Classifier, require_classifier
 from trainer.distributed import rules
@@ -101,15 +101,16 @@ def stored_answers(
     Raises:
       UserError: when the folder holds answers of another kind, or somebody else is filling it.
     """
-    folder, images = Path(experiment.teacher_cache), fitted(dataset.train, spec)
-    views = RepeatedAugment(experiment.aug, experiment.seed, experiment.teacher_epochs, len(images))
+    folder, images = Path(experiment.teacher_cache), seen_by(experiment.aug, dataset.train, spec)
+    augment = Augment(experiment.aug, (spec.height, spec.width), experiment.randaug)
+    views = RepeatedAugment(augment, experiment.seed, experiment.teacher_epochs, len(images))
     key = Key(
         teacher=teacher.weights_hash,
         data=dataset.fingerprint,
         examples=len(images),
         classes=teacher.description.num_classes,
         preprocessing=json.dumps(spec.to_json(), sort_keys=True),
-        aug=experiment.aug,
+        aug=f"{experiment.aug} {experiment.randaug}".strip(),
         seed=experiment.seed,
         teacher_epochs=experiment.teacher_epochs,
         views=_digest(views, images, experiment.teacher_epochs),
@@ -130,7 +131,7 @@ def stored_answers(
     return cache
 
 
-def _digest(views: RepeatedAugment, images: Fitted, epochs: int) -> str:
+def _digest(views: RepeatedAugment, images: Whole | Fitted, epochs: int) -> str:
     """sha256 of some views: it changes with augmentation, with sizing, and with how numpy draws."""
     digest = hashlib.sha256()
     for index in range(min(len(images), 32)):
@@ -144,7 +145,7 @@ def _fill(
     total: int,
     teacher: Teacher,
     views: RepeatedAugment,
-    images: Fitted,
+    images: Whole | Fitted,
     spec: PreprocessSpec,
     batch: int,
     mesh: Mesh,
@@ -165,7 +166,7 @@ def _fill(
             bar.advance(wanted)
 
 
-def _view(views: RepeatedAugment, images: Fitted, row: int) -> Array:
+def _view(views: RepeatedAugment, images: Whole | Fitted, row: int) -> Array:
     epoch, index = divmod(row, len(images))
     return views.view(images.image(index), index, epoch)
 

@@ -194,6 +194,7 @@ class _Run:
             self._parts.card.preprocess,
             seed=experiment.seed,
             aug=experiment.aug,
+            randaug=experiment.randaug,
             batch=experiment.batch,
             start_step=self._start,
             process_index=share,
@@ -252,6 +253,7 @@ def _check_same_run(workdir: Path, experiment: Experiment, card: Card) -> None:
     for name, old, new in (
         ("a model of another shape", *map(_shape, (stored, card))),
         ("other preprocessing", stored.preprocess, card.preprocess),
+        ("other classes", *(list(one.labels) for one in (stored, card))),
         ("another data set", *(one.meta["fingerprint"] for one in (stored, card))),
         ("other pretrained weights", *(one.meta.get("pretrained_hash", "") for one in (stored, card))),
         ("another teacher", *(one.meta["teacher_hash"] for one in (stored, card))),

@@ -12,13 +12,13 @@ from PIL import Image
 
 from serving import preprocess
 from serving.preprocess import PreprocessSpec
-from trainer.data import fashion_mnist
+from trainer.data import mnist
 from trainer.data.datasets import open_dataset
 from trainer.data.pipeline import eval_batches, fitted
 from trainer.data.source import Dataset, ImageSource
 from trainer.parts import preprocessing
 
-INSTALLED = fashion_mnist._DEBIAN_FOLDER
+INSTALLED = mnist._DEBIAN_FOLDER
 
 
 def png(image: np.ndarray) -> bytes:

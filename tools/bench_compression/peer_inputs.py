@@ -53,7 +53,7 @@ def _write(teacher: str, cut: str, output: Path, data_dir: str) -> dict[str, obj
         raise UserError(
             f"the images that calibrated {cut} cannot be found again; compress anew with this code"
         )
-    test = preprocess.normalise(_fitted(data.test.images, loaded.preprocess), loaded.preprocess)
+    test = preprocess.normalise(_fitted(np.asarray(data.test.images), loaded.preprocess), loaded.preprocess)
     output.mkdir(parents=True, exist_ok=True)
     (output / "teacher.safetensors").unlink(missing_ok=True)
     save_safetensors(output / "teacher.safetensors", model, loaded.params)

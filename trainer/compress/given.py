@@ -90,7 +90,7 @@ def open_given(config: Compression, origin: Origin) -> Given:
     Raises:
       UserError: for what cannot be read or does not belong together.
     """
-    data = open_dataset(config.dataset, config.data_dir)
+    data = open_dataset(config.dataset, config.data_dir, config.bad_images)
     loaded, pair = subject.load(origin, data)
     if pair:
         _require_no_training(config)

@@ -167,7 +167,11 @@ def _latency_limits(given: Given, timing: Timing) -> list[Limit]:
 def _top1(given: Given, served: LoadedModel, source: ImageSource) -> float:
     spec, said = given.loaded.preprocess, []
     for rows in streams.batches(len(source), _SCORED):
-        said.append(served.run(preprocess.prepare_pixels(source.images[rows], spec)).argmax(axis=-1))
+        said.append(
+            served.run(
+                preprocess.prepare_pixels(map(source.images.__getitem__, range(rows.start, rows.stop)), spec)
+            ).argmax(axis=-1)
+        )
     return float(np.mean(np.concatenate(said) == source.labels))
 
 

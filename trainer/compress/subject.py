@@ -29,7 +29,7 @@ def load(origin: Origin, data: Dataset) -> tuple[Loaded, Pair | None]:
     else:
         check_classes(loaded, data)
     require_vit(loaded.description, "compression")
-    has, wants = data.train.images.shape[-1], loaded.preprocess.channels
+    has, wants = data.train.channels, loaded.preprocess.channels
     if has != wants and has != 1:  # grey becomes colour, nothing becomes grey
         raise UserError(
             f"data set {data.name} has images of {has} channels, the teacher takes {loaded.preprocess.color}; "

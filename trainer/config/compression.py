@@ -136,6 +136,10 @@ class Compression:
     seed: Annotated[int, "of the choice of calibration images, and of what is drawn for scores"] = 0
     dataset: Annotated[str, "name of the data set that calibrates and judges"]
     data_dir: Annotated[str, "folder of the data set's files; empty: where it is known to be"] = ""
+    bad_images: Annotated[
+        str,
+        "that cannot be read or have no class: fatal, or skip: they are looked for first, named and left out",
+    ] = "fatal"
     budget: Budget
     shape: Shape = Shape()
     search: Annotated[
@@ -195,6 +199,7 @@ class Compression:
             seed=self.seed,
             dataset=self.dataset,
             data_dir=self.data_dir,
+            bad_images=self.bad_images,
             image_size=image_size,
             pretrained=student,
             teacher_weights=teacher,

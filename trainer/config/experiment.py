@@ -6,6 +6,8 @@ from typing import Annotated
 from trainer.config.fields import Problems
 from trainer.config.learning import Learning
 
+BAD_IMAGES = ("fatal", "skip")
+
 
 @dataclasses.dataclass(frozen=True)
 class MeshShape:
@@ -27,6 +29,10 @@ class Experiment(Learning):
     seed: Annotated[int, "of weights, shuffling, augmentation and dropout"] = 0
     dataset: Annotated[str, "name of the data set"]
     data_dir: Annotated[str, "folder of the data set's files; empty: where it is known to be"] = ""
+    bad_images: Annotated[
+        str,
+        "that cannot be read or have no class: fatal, or skip: they are looked for first, named and left out",
+    ] = "fatal"
     image_size: Annotated[int, "side in pixels of the square images"]
     model: Annotated[
         str, "a variant's name; also that of the pretrained file, but checkpoints know their own"
@@ -45,6 +51,10 @@ class Experiment(Learning):
         found = Problems()
         self.check_learning(found)
         found.check_at_least(1, image_size=self.image_size)
+        found.check(
+            self.bad_images in BAD_IMAGES,
+            f"bad_images={self.bad_images!r} must be one of {', '.join(BAD_IMAGES)}",
+        )
         found.check(0 <= self.seed < 2**32, f"seed={self.seed} must be in [0, 2**32)")
         self._check_parts(found)
         mesh, axes = self.mesh, f"mesh {self.mesh.data} x {self.mesh.fsdp} x {self.mesh.model}"
@@ -81,7 +91,10 @@ class Experiment(Learning):
                 "teacher_cache is set but there is no teacher; set distill_weight and teacher_weights",
             ),
             (self.teacher_epochs > 0, "teacher_cache needs teacher_epochs, after which views come again"),
-            (not self.mixup, "mixup and teacher_cache exclude each other: mixed images never come again"),
+            (
+                not self.mixup and not self.cutmix,
+                "mixup or cutmix and teacher_cache exclude each other: mixed images never come again",
+            ),
             (
                 not self.feature_weight,
                 "feature_weight and teacher_cache exclude each other: only logits are stored",

@@ -9,7 +9,7 @@ from trainer.config.fields import Problems
 
 OPTIMISERS = ("adamw", "muon", "sgd", "adafactor", "lion")
 LR_DECAYS = ("cosine", "linear", "rsqrt")
-AUGMENTATIONS = ("none", "shift", "shift_flip")
+AUGMENTATIONS = ("none", "shift", "shift_flip", "light", "medium", "strong")
 DTYPES = ("float32", "bfloat16")
 REMATS = ("none", "dots", "blocks")
 DISTILL_LOSSES = ("soft", "hard", "token", "token_soft")
@@ -21,7 +21,18 @@ FEATURE_LOSSES = ("mse", "cosine")
 class Learning:
     """Batches, steps, optimiser, regularisation and distillation. A recipe states what has no default, and what differs."""
 
-    aug: Annotated[str, "augmentation: none, shift or shift_flip"] = "none"
+    aug: Annotated[
+        str,
+        "augmentation: none, shift, shift_flip; light: random crops and flips; medium, strong: with RandAugment 2,10 or 2,20 too",
+    ] = "none"
+    randaug: Annotated[
+        str, "layers,magnitude of RandAugment, such as 2,15, in place of that of aug; empty: as aug has it"
+    ] = ""
+    cutmix: Annotated[
+        float,
+        "Beta parameter of the share of each image that another one's rectangle covers, for the teacher too; 0: off; with mixup, "
+        "each takes half of the steps",
+    ] = 0.0
     mixup: Annotated[
         float, "Beta parameter of the share in which a batch's images are mixed, for the teacher too; 0: off"
     ] = 0.0
@@ -125,6 +136,7 @@ class Learning:
             workers=self.workers,
             wd=self.wd,
             mixup=self.mixup,
+            cutmix=self.cutmix,
             qat_steps=self.qat_steps,
             teacher_epochs=self.teacher_epochs,
             feature_weight=self.feature_weight,
@@ -158,6 +170,10 @@ class Learning:
         ):
             value = getattr(self, name)
             found.check(value in allowed, f"{name}={value!r} must be one of {', '.join(allowed)}")
+        found.check(
+            re.fullmatch(r"(\d+,\d+(\.\d+)?)?", self.randaug) is not None,
+            f"randaug={self.randaug!r} must be layers,magnitude such as 2,15, or empty",
+        )
         blocks = re.fullmatch(r"(\d+(,\d+)*)?", self.feature_blocks)
         found.check(
             blocks is not None,

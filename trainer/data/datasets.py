@@ -1,21 +1,61 @@
 """Data sets by the name that a configuration gives them. A new one is a file of its own and a line here."""
 
 import difflib
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 from serving.command import UserError
-from trainer.data import digits, fashion_mnist
+from trainer.data import cifar, digits, folder, mnist, shards, tfds
+from trainer.data.bad_images import Sound
 from trainer.data.source import Dataset
 
-_DATASETS = {"digits": digits.load, "fashion_mnist": fashion_mnist.load}
+_NAMED: dict[str, Callable[[str], Dataset]] = {
+    "digits": digits.load,
+    "mnist": mnist.load_mnist,
+    "fashion_mnist": mnist.load_fashion_mnist,
+    "cifar10": cifar.load_cifar10,
+    "cifar100": cifar.load_cifar100,
+}
+_KINDS = ("folder:PATH", "array_record:GLOB", "tfds:NAME")
+_CACHE = Path("~/.cache/vitforge/bad_images")
 
 
-def open_dataset(name: str, data_dir: str = "") -> Dataset:
-    """The data set called `name`, its files from `data_dir` where it needs some.
+def open_dataset(name: str, data_dir: str = "", bad_images: str = "fatal") -> Dataset:
+    """The data set called `name`, its files from `data_dir` where it needs some; `bad_images` is fatal, or skip.
 
     Raises:
       UserError: for an unknown name (with the nearest), or files that are missing or damaged.
     """
-    if name not in _DATASETS:
-        near = difflib.get_close_matches(name, _DATASETS, n=1, cutoff=0.0)
-        raise UserError(f"unknown data set {name!r}; nearest is {near[0]!r}, all are {', '.join(_DATASETS)}")
-    return _DATASETS[name](data_dir)
+    if name in _NAMED:
+        return _NAMED[name](data_dir)
+    sound = Sound(bad_images == "skip", _CACHE.expanduser())
+    kinds: dict[str, Callable[[str], Dataset]] = {
+        "folder": partial(_without, data_dir, partial(folder.load, sound=sound)),
+        "array_record": partial(_without, data_dir, partial(shards.load, sound=sound)),
+        "tfds": partial(tfds.load, data_dir=data_dir, sound=sound),
+    }
+    kind, colon, rest = name.partition(":")
+    if colon and rest and kind in kinds:
+        return kinds[kind](rest)
+    known = (*_NAMED, *_KINDS)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    raise UserError(f"unknown data set {name!r}; nearest is {near[0]!r}, all are {', '.join(known)}")
+
+
+def open_again(meta: Mapping[str, Any], data_dir: str = "") -> Dataset:
+    """The data set that a checkpoint with this `meta` learnt from, its files from `data_dir` if they are elsewhere now.
+
+    Raises:
+      UserError: as `open_dataset` does.
+    """
+    return open_dataset(meta["dataset"], data_dir or meta["data_dir"], meta.get("bad_images", "fatal"))
+
+
+def _without(data_dir: str, load: Callable[[str], Dataset], path: str) -> Dataset:
+    if data_dir:
+        raise UserError(
+            f"data_dir={data_dir!r} is set, but the path stands in the name, {path!r}; leave it empty"
+        )
+    return load(path)

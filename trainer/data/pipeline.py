@@ -4,9 +4,11 @@ The position in the data is one number, the global index of the next example: ep
 example's augmentation derives from (seed, global index), and comes before the cut by process, so that any number of processes
 sees the same examples at every step, and a run resumes at its exact next batch on another number of them. Where views repeat
 (`view_epochs`) it derives from (seed, example, epoch) instead, so that another run meets the same views.
-Images are fitted to the model's size before they are augmented and stay uint8; normalisation happens on the device.
+Images are fitted to the model's size before they are augmented, or cropped from their own, and stay uint8; normalisation happens
+on the device.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Sequence
@@ -19,13 +21,31 @@ from absl import flags
 from serving import preprocess
 from serving.command import UserError
 from serving.preprocess import PreprocessSpec
-from trainer.data.augment import Augment, RepeatedAugment
+from trainer.data.augment import Augment, RepeatedAugment, crops
 from trainer.data.source import Array, ImageSource
 
 HostBatch = dict[str, Array]
 _SIZED_AT_ONCE_BYTES = (
     2**29
 )  # half a GiB of pixels a split; ImageNet-sized pictures of more are sized as they are read
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """The examples of `source` with every image as it is, in the channels that `spec` asks for. A Grain random-access source."""
+
+    source: ImageSource
+    spec: PreprocessSpec
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.source[index], "image": self.image(index)}
+
+    def image(self, index: int) -> Array:
+        """uint8 (H, W, C) of its own size."""
+        return preprocess.in_color(self.source.images[index], self.spec)
 
 
 class Fitted:
@@ -36,8 +56,13 @@ class Fitted:
 
     def __init__(self, source: ImageSource, spec: PreprocessSpec) -> None:
         self._source, self._spec = source, spec
-        small = len(source) * spec.height * spec.width * spec.channels <= _SIZED_AT_ONCE_BYTES
-        self._ready = np.stack([preprocess.fit(image, spec) for image in source.images]) if small else None
+        held = isinstance(source.images, np.ndarray)  # files stay where they are until they are read
+        small = held and len(source) * spec.height * spec.width * spec.channels <= _SIZED_AT_ONCE_BYTES
+        self._ready = (
+            np.stack([preprocess.fit(source.images[index], spec) for index in range(len(source))])
+            if small
+            else None
+        )
 
     def __len__(self) -> int:
         return len(self._source)
@@ -52,6 +77,11 @@ class Fitted:
         return preprocess.fit(self._source.images[index], self._spec)
 
 
+def seen_by(aug: str, source: ImageSource, spec: PreprocessSpec) -> Whole | Fitted:
+    """The examples of `source` as the policy `aug` takes them."""
+    return Whole(source, spec) if crops(aug) else fitted(source, spec)
+
+
 @functools.lru_cache(maxsize=4)
 def fitted(source: ImageSource, spec: PreprocessSpec) -> Fitted:
     """`source` sized for `spec`, once for all who ask."""
@@ -64,6 +94,7 @@ def train_batches(
     *,
     seed: int,
     aug: str,
+    randaug: str = "",
     batch: int,
     start_step: int,
     process_index: int,
@@ -81,12 +112,13 @@ def train_batches(
       UserError: when the processes cannot share `batch` equally.
     """
     share = _share("batch", batch, process_count)
-    examples = _in_order(grain.MapDataset.source(fitted(source, spec)), seed)
+    examples = _in_order(grain.MapDataset.source(seen_by(aug, source, spec)), seed)
+    augment = Augment(aug, (spec.height, spec.width), randaug)
     if view_epochs:
         # Grain's random_map seeds by the global position, in which no view ever comes again.
-        views = examples.map_with_index(RepeatedAugment(aug, seed, view_epochs, len(source)))
+        views = examples.map_with_index(RepeatedAugment(augment, seed, view_epochs, len(source)))
     else:
-        views = examples.random_map(Augment(aug))
+        views = examples.random_map(augment)
     mine = views[process_index::process_count].batch(share, drop_remainder=True)
     # One thread keeps ahead of the device; more would fight over the interpreter. Workers are ahead by themselves.
     reading = grain.ReadOptions(num_threads=0 if workers else 1, prefetch_buffer_size=4)

@@ -1,9 +1,9 @@
-"""Data sets as arrays that can be read at random, in splits that never change."""
+"""Data sets whose examples can be read at random, in splits that never change."""
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -12,18 +12,32 @@ from serving.command import UserError
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
+class Images(Protocol):
+    """The images of a split, each uint8 (H, W, C), read one at a time: an array of them, or files decoded as they are read."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: Any, /) -> Array: ...
+    def __iter__(self) -> Iterator[Array]: ...
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageSource:
-    """One split: images uint8 (N, H, W, C) and labels int32 (N,). A Grain random-access source, known by its identity."""
+    """One split: N images of `channels` channels and labels int32 (N,); known by its identity."""
 
-    images: Array
+    images: Images
     labels: Array
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": self.images[index], "label": self.labels[index], "index": np.int64(index)}
+        """An example but for its image, which views prepare in ways of their own."""
+        return {"label": self.labels[index], "index": np.int64(index)}
+
+    @property
+    def channels(self) -> int:
+        """1 for grey, 3 for colour."""
+        return 3 if not isinstance(self.images, np.ndarray) else int(self.images.shape[-1])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,27 +53,46 @@ class Dataset:
 
 
 def assemble(name: str, splits: Sequence[ImageSource], class_names: tuple[str, ...]) -> Dataset:
-    """A data set of its train, validation and test splits, with its fingerprint.
+    """A data set of its train, validation and test splits, held in arrays, with the fingerprint of every pixel.
+
+    Raises:
+      UserError: for an empty split, or a label without a class.
+    """
+    contents = []
+    for split in splits:
+        images = np.asarray(split.images)
+        contents.append(repr(images.shape).encode() + np.ascontiguousarray(images).tobytes())
+    return of_contents(name, splits, class_names, contents)
+
+
+def of_contents(
+    name: str, splits: Sequence[ImageSource], class_names: tuple[str, ...], contents: Sequence[bytes]
+) -> Dataset:
+    """A data set of its train, validation and test splits; `contents` of each tells its images from others.
 
     Raises:
       UserError: for an empty split, or a label without a class.
     """
     digest = hashlib.sha256(repr(class_names).encode())
-    for split, part in zip(splits, ("train", "validation", "test"), strict=True):
+    for split, content, part in zip(splits, contents, ("train", "validation", "test"), strict=True):
         if not len(split):
             raise UserError(f"{name} has no examples for its {part} split; give it more images")
         if split.labels.min() < 0 or split.labels.max() >= len(class_names):
             label, last = max(split.labels, key=abs), len(class_names) - 1
             raise UserError(f"{name} has the label {label} in its {part} split; labels go from 0 to {last}")
-        digest.update(repr(split.images.shape).encode())
-        digest.update(np.ascontiguousarray(split.images).tobytes())
+        digest.update(content)
         digest.update(split.labels.astype("<i4").tobytes())
     train, validation, test = splits
     return Dataset(name, train, validation, test, class_names, digest.hexdigest())
 
 
 def split_off(images: Array, labels: Array, sizes: Sequence[int], seed: int) -> list[ImageSource]:
-    """Disjoint random splits of the given sizes, the rest first, all with the classes in the proportion of the whole.
+    """Disjoint random splits of the given sizes, the rest first, as `stratified` cuts them."""
+    return [ImageSource(images[part], labels[part]) for part in stratified(labels, sizes, seed)]
+
+
+def stratified(labels: Array, sizes: Sequence[int], seed: int) -> list[Array]:
+    """The places of disjoint random splits of the given sizes, the rest first, all with the classes in the proportion of the whole.
 
     The same ones everywhere and for ever: numpy guarantees the stream of RandomState, unlike that of newer generators.
     """
@@ -71,4 +104,4 @@ def split_off(images: Array, labels: Array, sizes: Sequence[int], seed: int) -> 
         place[members] = (np.arange(len(members)) + 0.5) / len(members)
     order = shuffled[np.argsort(place, kind="stable")]
     bounds = np.cumsum([len(labels) - sum(sizes), *sizes])[:-1]
-    return [ImageSource(images[part], labels[part]) for part in np.split(order, bounds)]
+    return np.split(order, bounds)

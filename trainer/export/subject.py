@@ -7,7 +7,7 @@ from serving.command import UserError
 from serving.preprocess import PreprocessSpec
 from serving.tokenise import spec_of, tokenise
 from trainer import checkpoint
-from trainer.data.datasets import open_dataset
+from trainer.data.datasets import open_again
 from trainer.data.pictures import find_pictures
 from trainer.description import Model, TextTower, TwoTowers
 from trainer.evaluation import check_classes
@@ -54,7 +54,7 @@ def from_checkpoint(path: str, data_dir: str, vocab: str = "") -> Subject:
       UserError: when the checkpoint or its data set cannot be read, or they do not belong together.
     """
     loaded = checkpoint.load(path)
-    data = open_dataset(loaded.meta["dataset"], data_dir or loaded.meta["data_dir"])
+    data = open_again(loaded.meta, data_dir)
     if not isinstance(loaded.description, TwoTowers):  # which knows no classes
         check_classes(loaded, data)
     return Subject(

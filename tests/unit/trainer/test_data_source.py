@@ -134,7 +134,7 @@ def test_the_digits_take_no_folder() -> None:
 
 def test_an_unknown_data_set_is_refused_with_the_nearest() -> None:
     with pytest.raises(
-        UserError, match="unknown data set 'digit'; nearest is 'digits', all are digits, fashion_mnist"
+        UserError, match="unknown data set 'digit'; nearest is 'digits', all are digits, mnist, fashion_mnist"
     ):
         open_dataset("digit")
 

@@ -20,7 +20,7 @@ from tests.support.small_models import (
 )
 from trainer import checkpoint, config, features, teacher
 from trainer.compress.__main__ import main as compress
-from trainer.data.augment import RepeatedAugment
+from trainer.data.augment import Augment, RepeatedAugment
 from trainer.data.datasets import open_dataset
 from trainer.description import ViT
 from trainer.distributed.mesh import make_mesh
@@ -80,7 +80,7 @@ def test_a_teacher_whose_head_was_never_trained_is_refused(tmp_path: Path) -> No
 
 def test_views_come_again_after_so_many_epochs_and_differ_within_them() -> None:
     image = np.arange(64, dtype=np.uint8).reshape(8, 8, 1)
-    views = RepeatedAugment("shift", seed=3, epochs=2, examples=10)
+    views = RepeatedAugment(Augment("shift", (8, 8)), seed=3, epochs=2, examples=10)
 
     def seen(epoch: int, seed_views: RepeatedAugment = views) -> Array:
         return np.asarray(seed_views(10 * epoch + 4, {"image": image, "index": 4})["image"])
@@ -88,7 +88,7 @@ def test_views_come_again_after_so_many_epochs_and_differ_within_them() -> None:
     many = [seen(epoch) for epoch in range(8)]
     for epoch, view in enumerate(many):
         np.testing.assert_array_equal(view, many[epoch % 2])
-    others = [RepeatedAugment("shift", seed, 1, 10).view(image, 4, 0) for seed in range(8)]
+    others = [RepeatedAugment(Augment("shift", (8, 8)), seed, 1, 10).view(image, 4, 0) for seed in range(8)]
     assert len({view.tobytes() for view in others}) > 1
 
 
@@ -99,7 +99,7 @@ def test_stored_answers_are_what_the_teacher_says_of_each_view(tmp_path: Path) -
     )
     cache = teacher.stored_answers(asked, own, data, DIGITS_SPEC, make_mesh(asked.mesh))
     places = np.array([0, 5, 31])
-    views = RepeatedAugment(asked.aug, asked.seed, 1, len(data.train))
+    views = RepeatedAugment(Augment(asked.aug, (8, 8)), asked.seed, 1, len(data.train))
     images = np.stack([views.view(data.train.images[place], int(place), 0) for place in places])
     pixels = (images.astype(np.float32) - 127.5) / 127.5
     found = cache.read(places, np.zeros(3, int))
