@@ -25,8 +25,9 @@ _MIDDLE = 0.875  # of the smaller side: 224 of 256 pixels
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What a run trains on, from, and towards."""
+    """What a run trains on, from, and towards; `experiment` has its durations in steps."""
 
+    experiment: Experiment
     dataset: Dataset
     card: Card
     pretrained: Params | None
@@ -41,15 +42,24 @@ def assemble(experiment: Experiment) -> Parts:
       UserError: for an unknown dataset or model, an unreadable checkpoint, or parts that do not fit together.
     """
     dataset = open_dataset(experiment.dataset, experiment.data_dir, experiment.bad_images)
+    experiment = experiment.in_steps(len(dataset.train))
     teacher = _teacher(experiment)
     start = _start(experiment, dataset)
-    spec = start.preprocess if start else preprocessing(dataset, experiment.image_size)
+    spec = start.preprocess if start else _first_sight(experiment, dataset, teacher)
     model = start.description if start else _shape(experiment, dataset, spec)
     if teacher is not None:
         check_teacher(teacher, spec, dataset.class_names, model)
     card = Card(model, spec, dataset.class_names, _meta(experiment, dataset, start, teacher))
     objective = _objective(experiment, model, teacher)
-    return Parts(dataset, card, start.params if start else None, teacher, objective)
+    return Parts(experiment, dataset, card, start.params if start else None, teacher, objective)
+
+
+def _first_sight(experiment: Experiment, dataset: Dataset, teacher: Teacher | None) -> PreprocessSpec:
+    """How a model without weights sees images: as its teacher does, where that is for such images."""
+    if teacher is not None and teacher.preprocess.channels == dataset.train.channels:
+        size = experiment.image_size
+        return dataclasses.replace(teacher.preprocess, height=size, width=size)
+    return preprocessing(dataset, experiment.image_size)
 
 
 def preprocessing(dataset: Dataset, image_size: int) -> PreprocessSpec:

@@ -50,7 +50,7 @@ def train(experiment: Experiment, workdir: Path) -> dict[str, object]:
         mesh = mesh_of(experiment)
         workdir.mkdir(parents=True, exist_ok=True)
         with hold_for_all(workdir, "training"):
-            return _Run(experiment, parts, mesh, workdir).to_the_end(preemption)
+            return _Run(parts, mesh, workdir).to_the_end(preemption)
 
 
 def mesh_of(experiment: Experiment) -> Mesh:
@@ -67,9 +67,9 @@ _LEAVING = {ExitCode.PREEMPTED: "preempted", ExitCode.INTERRUPTED: "interrupted"
 class _Run:
     """The compiled steps, the state and the record of one run."""
 
-    def __init__(self, experiment: Experiment, parts: Parts, mesh: Mesh, workdir: Path) -> None:
-        self._experiment, self._parts, self._mesh, self._workdir = experiment, parts, mesh, workdir
-        self._checkpoints = TrainCheckpoints(workdir, experiment.keep_last)
+    def __init__(self, parts: Parts, mesh: Mesh, workdir: Path) -> None:
+        self._experiment, self._parts, self._mesh, self._workdir = parts.experiment, parts, mesh, workdir
+        self._checkpoints = TrainCheckpoints(workdir, parts.experiment.keep_last)
         try:
             self._build()
         except BaseException:

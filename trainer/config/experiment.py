@@ -1,12 +1,14 @@
 """The configuration of a training run, with the field's own names."""
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Any
 
 from trainer.config.fields import Problems
 from trainer.config.learning import Learning
 
 BAD_IMAGES = ("fatal", "skip")
+DURATIONS = ("total", "warmup")  # each in one of the units
+UNITS = ("steps", "epochs", "examples")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,10 @@ class Experiment(Learning):
         str, "the teacher: a checkpoint, a bundle, or a published .npz or .safetensors (path or URL)"
     ] = ""
     teacher_model: Annotated[str, "the variant's name of a published teacher; our own know theirs"] = ""
+    total_epochs: Annotated[float, "when training ends, in place of total_steps; 0: by steps"] = 0.0
+    total_examples: Annotated[int, "likewise, in examples"] = 0
+    warmup_epochs: Annotated[float, "of the learning rate, in place of warmup_steps; 0: by steps"] = 0.0
+    warmup_examples: Annotated[int, "likewise, in examples"] = 0
     mesh: MeshShape = MeshShape()
 
     def __post_init__(self) -> None:
@@ -63,10 +69,7 @@ class Experiment(Learning):
         found.refuse()
 
     def _check_parts(self, found: Problems) -> None:
-        warmup, total = self.warmup_steps, self.total_steps
-        found.check(warmup < total, f"warmup_steps={warmup} is not below total_steps={total}; lower it")
-        qat = self.qat_steps
-        found.check(qat <= total, f"qat_steps={qat} is above total_steps={total}; lower it")
+        self._check_durations(found)
         both, any_of = self.pretrained and self.shape_of, self.model or self.pretrained or self.shape_of
         found.check(not both, "pretrained and shape_of exclude each other; set one of them")
         found.check(bool(any_of), "model is empty; name one, or set pretrained or shape_of to a checkpoint")
@@ -74,12 +77,44 @@ class Experiment(Learning):
         found.check(
             teacher or not distils,
             f"{'distill_weight' if self.distill_weight > 0 else 'feature_weight or distill_weight_end'} is above 0 "
-            "but teacher_weights names no checkpoint",
+            "but teacher_weights names no checkpoint"
+            + (f"; teacher_model={self.teacher_model} says only what it is of" if self.teacher_model else ""),
         )
         found.check(
             distils or not teacher, "teacher_weights is set but distill_weight is 0; set both or none"
         )
         self._check_cache(found)
+
+    def in_steps(self, examples: int) -> "Experiment":
+        """The same training with all durations in steps, of a data set of so many training examples.
+
+        Raises:
+          ConfigError: when they do not go together.
+        """
+
+        def steps(name: str) -> int:
+            seen = getattr(self, f"{name}_epochs") * examples or getattr(self, f"{name}_examples")
+            return max(1, round(seen / self.batch)) if seen else getattr(self, f"{name}_steps")
+
+        changed: dict[str, Any] = {f"{name}_{unit}": 0 for name in DURATIONS for unit in UNITS}
+        changed |= {f"{name}_steps": steps(name) for name in DURATIONS}
+        return dataclasses.replace(self, **changed)
+
+    def _check_durations(self, found: Problems) -> None:
+        for name, fewest in zip(DURATIONS, (1, 0), strict=True):
+            given = {f"{name}_{unit}": getattr(self, f"{name}_{unit}") for unit in UNITS}
+            found.check_at_least(0, **given)
+            stated = [f"{key}={value}" for key, value in given.items() if value]
+            listed = " and ".join(stated) or "none"
+            fine = fewest <= len(stated) <= 1
+            found.check(
+                fine,
+                f"{'exactly' if fewest else 'at most'} one of {', '.join(given)} must be set, not {listed}",
+            )
+        warmup, total, qat = self.warmup_steps, self.total_steps, self.qat_steps
+        if total:
+            found.check(warmup < total, f"warmup_steps={warmup} is not below total_steps={total}; lower it")
+            found.check(qat <= total, f"qat_steps={qat} is above total_steps={total}; lower it")
 
     def _check_cache(self, found: Problems) -> None:
         """Stored answers are of whole, single views, and of nothing but the teacher's logits."""

@@ -124,7 +124,6 @@ class Learning:
             batch=self.batch,
             batch_eval=self.batch_eval,
             accum_steps=self.accum_steps,
-            total_steps=self.total_steps,
             eval_every=self.eval_every,
             checkpoint_every=self.checkpoint_every,
             keep_last=self.keep_last,
@@ -133,6 +132,7 @@ class Learning:
         found.check_at_least(
             0,
             warmup_steps=self.warmup_steps,
+            total_steps=self.total_steps,
             workers=self.workers,
             wd=self.wd,
             mixup=self.mixup,

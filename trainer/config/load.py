@@ -9,7 +9,7 @@ import ml_collections
 
 from serving.command import UserError
 from trainer.config.compression import LIMITS, Compression
-from trainer.config.experiment import Experiment
+from trainer.config.experiment import DURATIONS, UNITS, Experiment
 from trainer.config.fields import ConfigError, defaults
 from trainer.config.recipe import dotted, load_recipe
 
@@ -67,8 +67,7 @@ def _load(kind: type[_Config], recipe: str, overrides: Overrides) -> _Config:
     stated = load_recipe(recipe)
     values = _filled(kind, stated)
     _check_kind(kind, recipe, values, stated)
-    if kind is Compression:
-        _replace_goal(values, overrides)
+    _replace(_alternatives(kind, values), values, overrides)
     _widen(kind, values)
     problems = _apply(values, overrides)
     try:
@@ -137,13 +136,21 @@ def _widen(kind: type, values: ml_collections.ConfigDict) -> None:
                 values[name] = float(value)
 
 
-def _replace_goal(values: ml_collections.ConfigDict, overrides: Overrides) -> None:
-    """A goal on the command line stands in place of the recipe's, instead of beside it."""
-    goals = [*(f"budget.{name}" for name in LIMITS), *(f"shape.{name}" for name in values.shape)]
-    if any(key in goals for key, _ in overrides):
-        for goal in goals:
-            group, name = goal.split(".")
-            values[group][name] = type(values[group][name])()  # 0, or no name
+def _alternatives(kind: type, values: ml_collections.ConfigDict) -> list[list[str]]:
+    """Keys of which one stands in place of the others."""
+    if kind is Compression:
+        return [[*(f"budget.{name}" for name in LIMITS), *(f"shape.{name}" for name in values.shape)]]
+    return [[f"{name}_{unit}" for unit in UNITS] for name in DURATIONS]
+
+
+def _replace(alternatives: list[list[str]], values: ml_collections.ConfigDict, overrides: Overrides) -> None:
+    """What is said on the command line stands in place of the recipe's, instead of beside it."""
+    for keys in alternatives:
+        if any(key in keys for key, _ in overrides):
+            for key in keys:
+                *parents, name = key.split(".")
+                parent = values[parents[0]] if parents else values
+                parent[name] = type(parent[name])()  # 0, or no name
 
 
 def _apply(values: ml_collections.ConfigDict, overrides: Overrides) -> list[str]:

@@ -27,6 +27,11 @@ RECIPES: dict[str, tuple[Callable[..., Experiment | Compression], list[tuple[str
     "configs/fashion_mnist.py:scratch": (config.experiment, _SCRATCH),
     "configs/fashion_mnist_long.py:base": (config.experiment, []),
     "configs/fashion_mnist_long.py:large": (config.experiment, []),
+    "configs/augreg.py:Ti_16": (config.experiment, []),
+    "configs/augreg.py:R_Ti_16": (
+        config.experiment,
+        [("teacher_model", "B_16"), ("teacher_weights", "runs/b16"), ("distill_weight", "0.5")],
+    ),
     "configs/finetune.py:digits": (config.experiment, [("pretrained", "Ti_16.npz")]),
     "configs/finetune.py:fashion_mnist": (config.experiment, [("pretrained", "Ti_16.npz")]),
     "configs/compress.py:digits": (config.compression, []),

@@ -128,7 +128,7 @@ def test_all_problems_are_reported_in_one_line() -> None:
     for phrase in (
         "unknown key 'base_ler'",
         "batch='many' is no int (such as ",
-        "total_steps=0 must be at least 1",
+        "exactly one of total_steps, total_epochs, total_examples must be set, not none",
         "wd=-1.0 must be 0 or above",
         "aug='mixup' must be one of none, shift, shift_flip",
         "mesh -1 x 1 x 0",
@@ -358,3 +358,47 @@ def test_every_key_has_a_meaning(kind: type) -> None:
     assert first.endswith("add --config=FILE.py to see them:")
     assert all(re.fullmatch(r"  --config\.[a-z0-9_.]+(=.*?)?: .+", line) for line in lines)
     assert len(lines) > 10
+
+
+@pytest.mark.parametrize(
+    ("overrides", "total", "warmup"),
+    [
+        ([("total_epochs", "10"), ("warmup_epochs", "0.5")], 196, 10),  # 1,257 images, 64 a step
+        ([("total_examples", "6400"), ("warmup_examples", "640")], 100, 10),
+        ([("total_epochs", "10")], 196, 70),  # the recipe's own warm-up
+        ([("total_steps", "90"), ("warmup_examples", "1")], 90, 1),
+    ],
+)
+def test_durations_may_be_in_epochs_or_examples(
+    overrides: list[tuple[str, str]], total: int, warmup: int
+) -> None:
+    experiment = config.experiment("configs/digits.py:teacher", overrides).in_steps(1257)
+    assert (experiment.total_steps, experiment.warmup_steps) == (total, warmup)
+    assert (experiment.total_epochs, experiment.warmup_examples) == (0, 0)
+    assert experiment.in_steps(1257) == experiment
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            [("total_epochs", "1"), ("total_examples", "5")],
+            "must be set, not total_epochs=1.0 and total_examples=5",
+        ),
+        ([("warmup_epochs", "1"), ("warmup_steps", "5")], "at most one of warmup_steps, warmup_epochs"),
+        ([("total_epochs", "-1")], "total_epochs=-1.0 must be 0 or above"),
+    ],
+)
+def test_durations_that_contradict_each_other_are_refused(
+    overrides: list[tuple[str, str]], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        config.experiment("configs/digits.py:teacher", overrides)
+
+
+def test_a_warm_up_longer_than_the_run_is_refused_once_both_are_known() -> None:
+    experiment = config.experiment(
+        "configs/digits.py:teacher", [("total_epochs", "1"), ("warmup_epochs", "2")]
+    )
+    with pytest.raises(UserError, match="warmup_steps=39 is not below total_steps=20"):
+        experiment.in_steps(1257)
