@@ -5,9 +5,10 @@
         --config.pretrained=S_16.npz --config.image_size=384
     python -m trainer.main --config=configs/augreg.py:R_Ti_16 --workdir=runs/r-ti16 --config.data_dir=downloads \
         --config.teacher_model=B_16 --config.teacher_weights=runs/b16 --config.distill_weight=0.5
-    python -m trainer.main --config=configs/augreg.py:B_16 --workdir=runs/b16 --config.dataset='array_record:shards/*.array_record' \
-        --config.optim=adamw --config.base_lr=1e-3 --config.wd=0.1 --config.batch=4096 --config.total_epochs=300 \
-        --config.warmup_steps=10000 --config.aug=medium --config.mixup=0.5 --config.dtype=bfloat16 --config.scan_blocks=True
+    python -m trainer.main --config=configs/augreg.py:B_16 --workdir=runs/b16 \
+        --config.dataset='array_record:shards/*.array_record' --config.optim=adamw --config.base_lr=1e-3 --config.wd=0.1 \
+        --config.batch=4096 --config.total_epochs=300 --config.warmup_steps=10000 --config.aug=medium --config.mixup=0.5 \
+        --config.dtype=bfloat16 --config.scan_blocks=True
 
 Values are those of fine-tuning there (arXiv:2106.10270, section 3.4): SGD with momentum 0.9, batches of 512, 10,000 steps. `wd` is
 decoupled and multiplied by the learning rate with every optimiser. The data set is CIFAR-10, whose archive is looked for in

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from tensorboardX import SummaryWriter
 
 from serving.command import json_text
 from trainer.guard import SKIPPED
@@ -17,9 +18,9 @@ _log = logging.getLogger(__name__)
 
 
 class MetricsWriter:
-    """Appends to `workdir/metrics.jsonl`; only process 0 writes. Lines after `start_step` (of a killed run) are dropped.
+    """Appends to `workdir/metrics.jsonl`, and to `workdir/tensorboard`; only process 0 writes.
 
-    A value that is no finite number is written as null.
+    Lines after `start_step` (of a killed run) are dropped. A value that is no finite number is written as null.
     """
 
     def __init__(self, workdir: Path, start_step: int, skips: Skips) -> None:
@@ -29,6 +30,9 @@ class MetricsWriter:
         self._pending: tuple[int, Mapping[str, jax.Array], bool] | None = None
         self._kept: set[tuple[int, frozenset[str]]] = set()
         self.latest: dict[str, float] = {}
+        self._board = (
+            SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1) if self._writes else None
+        )
         if self._writes:
             self._keep([entry for entry in _entries(self._path) if entry["step"] <= start_step])
 
@@ -61,9 +65,18 @@ class MetricsWriter:
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends one line now, unless a restart has kept the line with these values of this step."""
         entry = {"step": step, **values}
-        if self._writes and (step, frozenset(entry)) not in self._kept:
-            with self._path.open("a") as file:
-                file.write(json_text(entry) + "\n")
+        if self._board is None or (step, frozenset(entry)) in self._kept:
+            return
+        with self._path.open("a") as file:
+            file.write(json_text(entry) + "\n")
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Writes what TensorBoard has not been shown yet."""
+        if self._board is not None:
+            self._board.close()
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:

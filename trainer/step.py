@@ -26,6 +26,7 @@ from trainer.guard import SKIPPED, Recent, chosen, judge, nothing_seen
 from trainer.models.build import Params, bind, init_params
 from trainer.models.outputs import Outputs
 from trainer.objectives import Objective, accuracy
+from trainer.optim import schedule
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -89,12 +90,13 @@ def make_train_step(
     state_shardings: Any,
     mesh: Mesh,
 ) -> Callable[[TrainState, Batch, Params | None], tuple[TrainState, Metrics]]:
-    """(state, batch, teacher's parameters) → (next state, loss, accuracy and gradient norm of the batch, whether it was skipped).
+    """(state, batch, teacher's parameters) → (next state, its metrics: loss, top1, grad_norm, lr, and whether it was skipped).
 
     The state is donated. Batches are {"image": uint8 (B, H, W, C), "label": int32 (B,)}, cut over data and fsdp; with the
     teacher's stored answers, if any, as `cached_logits` reads them.
     """
     view, forward = _view(experiment, spec, model.num_classes, mesh), Forward.of(experiment)
+    rate = schedule(experiment)
 
     def step(state: TrainState, batch: Batch, teacher_params: Params | None) -> tuple[TrainState, Metrics]:
         images, labels = view(batch, state.step)
@@ -131,7 +133,7 @@ def make_train_step(
         learnt = optax.apply_updates(state.params, updates)
         params, opt = chosen(taken, (learnt, opt), (state.params, state.opt))
         ema = None if state.ema is None else _averaged(state.ema, params, experiment.ema_decay, state.step)
-        metrics = {"loss": loss, "top1": top1, "grad_norm": norm, SKIPPED: ~taken}
+        metrics = {"loss": loss, "top1": top1, "grad_norm": norm, "lr": rate(state.step), SKIPPED: ~taken}
         return TrainState(state.step + 1, params, opt, ema, recent), metrics
 
     out = (state_shardings, meshes.replicated(mesh))

@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -30,9 +29,12 @@ from trainer.models.build import Params
 from trainer.models.computing import in_dtype
 from trainer.parts import Parts, assemble
 from trainer.preemption import Preemption
+from trainer.profiler import Profiler
+from trainer.rates import Rates, flops_per_image
 from trainer.skips import Skips
 from trainer.step import Batch, Frozen, TrainState
 from trainer.teacher import stored_answers
+from trainer.watchdog import Watchdog
 
 
 def train(experiment: Experiment, workdir: Path) -> dict[str, object]:
@@ -46,6 +48,7 @@ def train(experiment: Experiment, workdir: Path) -> dict[str, object]:
     """
     with Preemption() as preemption:
         _refuse_a_model(workdir)
+        _keep_compiled(experiment.compile_cache)
         parts = assemble(experiment)
         mesh = mesh_of(experiment)
         workdir.mkdir(parents=True, exist_ok=True)
@@ -61,6 +64,18 @@ def mesh_of(experiment: Experiment) -> Mesh:
     return mesh
 
 
+def _keep_compiled(folder: str) -> None:
+    """Lets JAX keep compiled programs in `folder`, if any, and take them from there."""
+    if not folder:
+        return
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"compile_cache={folder} cannot be made ({error}); give a folder that can") from error
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
 _LEAVING = {ExitCode.PREEMPTED: "preempted", ExitCode.INTERRUPTED: "interrupted"}
 
 
@@ -70,8 +85,10 @@ class _Run:
     def __init__(self, parts: Parts, mesh: Mesh, workdir: Path) -> None:
         self._experiment, self._parts, self._mesh, self._workdir = parts.experiment, parts, mesh, workdir
         self._checkpoints = TrainCheckpoints(workdir, parts.experiment.keep_last)
+        self._rates = Rates(parts.experiment.batch)
         try:
-            self._build()
+            with self._rates.spending("start"):
+                self._build()
         except BaseException:
             self._checkpoints.close()
             raise
@@ -102,6 +119,8 @@ class _Run:
         )
         self._eval_step = step.make_eval_step(card.classifier, card.preprocess, self._mesh)
         self._start = int(self._state.step)
+        asked = self._teacher.model if self._teacher else None
+        self._rates.flops = flops_per_image(card.classifier, asked)
         skips = Skips(len(parts.dataset.train), experiment.seed, experiment.batch)
         self._metrics = MetricsWriter(self._workdir, self._start, skips)
         if jax.process_index() == 0:
@@ -133,12 +152,14 @@ class _Run:
     def to_the_end(self, preemption: Preemption) -> dict[str, object]:
         """Runs the loop and reports."""
         try:
-            seconds = self._loop(preemption)
-            score = self._evaluate(self._experiment.total_steps)
+            with Watchdog(self._workdir, self._experiment.stall_after_s) as watchdog:
+                self._loop(preemption, watchdog)
+                watchdog.at("evaluating", self._experiment.total_steps)
+                score = self._evaluate(self._experiment.total_steps)
         finally:
             self._checkpoints.close()
-        trained = (self._experiment.total_steps - self._start) * self._experiment.batch
-        model = self._parts.card.classifier
+            self._metrics.close()
+        model, trained = self._parts.card.classifier, self._experiment.total_steps > self._start
         return {
             "stage": self._parts.card.meta["stage"],
             "workdir": str(self._workdir),
@@ -148,31 +169,48 @@ class _Run:
             "validation_loss": score["loss"],
             "params": description.param_count(model),
             "macs": description.macs(model),
-            "train_images_per_s": round(trained / seconds, 1) if trained else None,
+            "train_images_per_s": round(self._rates.images_per_s, 1) if trained else None,
+            "goodput": round(self._rates.goodput, 4) if trained else None,
+            "spent_s": {what: round(seconds, 2) for what, seconds in self._rates.spent_s.items()},
         }
 
-    def _loop(self, preemption: Preemption) -> float:
-        experiment, began_s = self._experiment, time.monotonic()
-        label = str(self._parts.card.meta["stage"])
-        with progress(experiment.total_steps, label, self._start) as bar:
+    def _loop(self, preemption: Preemption, watchdog: Watchdog) -> None:
+        experiment, label = self._experiment, str(self._parts.card.meta["stage"])
+        with (
+            progress(experiment.total_steps, label, self._start) as bar,
+            Profiler(experiment, self._workdir) as profiler,
+        ):
             for number, batch in enumerate(self._batches(), self._start + 1):
                 if number == self._start + 1:
-                    with preemption.compiling():
+                    watchdog.at("compiling", number)
+                    with preemption.compiling(), self._rates.spending("compile"):
                         metrics = self._first_step(batch)
                 else:
-                    metrics = self._step(batch)
+                    watchdog.at("stepping", number)
+                    with profiler.at(number):
+                        metrics = self._step(batch)
                 last = number == experiment.total_steps
-                self._metrics.queue(number, metrics, number % experiment.log_every == 0 or last)
+                self._log(number, metrics, number % experiment.log_every == 0 or last)
                 # Before saving: who goes on from a checkpoint has the whole record up to it.
                 if number % experiment.eval_every == 0 and not last:
+                    watchdog.at("evaluating", number)
                     self._evaluate(number)
                 if number % experiment.checkpoint_every == 0 or last:
+                    watchdog.at("saving", number)
                     self._save(number)
                 bar.advance(note=self._note())
                 if not last and preemption.due(number):
                     self._leave(number, preemption.exit_code)
+                watchdog.at("waiting for input", number + 1)
         self._metrics.flush()
-        return time.monotonic() - began_s
+
+    def _log(self, number: int, metrics: Mapping[str, jax.Array], written: bool) -> None:
+        """Takes note of a step; what it gave is fetched when the next one is under way."""
+        self._metrics.queue(number, metrics, written)
+        if number > self._start + 1:
+            self._rates.step()
+        if written:
+            self._metrics.write(number, self._rates.lap())
 
     def _first_step(self, batch: Batch) -> Mapping[str, jax.Array]:
         """Compiles and steps, to the end: here it shows whether memory is enough."""
@@ -203,22 +241,28 @@ class _Run:
             view_epochs=experiment.teacher_epochs,
         )
         for _ in range(self._start, experiment.total_steps):
-            batch = next(batches)
+            with self._rates.spending("input"):
+                batch = next(batches)
             if self._answers is not None:
                 batch |= self._answers.read(batch["index"], batch["epoch"])
             yield to_global(batch, self._mesh)
 
     def _save(self, number: int) -> None:
         self._metrics.flush()
+        with self._rates.spending("save"):
+            self._checkpoints.save(self._state, self._card_at(number))
+
+    def _card_at(self, number: int) -> Card:
         position = {"step": number, "next_example": number * self._experiment.batch}
         card = self._parts.card
-        self._checkpoints.save(self._state, dataclasses.replace(card, meta={**card.meta, **position}))
+        return dataclasses.replace(card, meta={**card.meta, **position})
 
     def _evaluate(self, number: int) -> dict[str, float]:
         source, spec = self._parts.dataset.validation, self._parts.card.preprocess
-        score = evaluate(
-            self._eval_step, self._state.evaluated, source, spec, self._experiment.batch_eval, self._mesh
-        )
+        with self._rates.spending("evaluate"):
+            score = evaluate(
+                self._eval_step, self._state.evaluated, source, spec, self._experiment.batch_eval, self._mesh
+            )
         self._metrics.flush()
         self._metrics.write(number, {f"validation_{name}": value for name, value in score.items()})
         return score

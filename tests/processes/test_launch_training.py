@@ -1,6 +1,7 @@
 """One training as two real JAX processes under the launcher: the same losses, one result, one exit code."""
 
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -162,3 +163,21 @@ def test_bad_input_ends_the_job_with_its_code(arguments: list[str], tmp_path: Pa
     assert (code, output) == (ExitCode.BAD_INPUT, "")
     assert "unknown key 'bach', nearest is 'batch'" in log
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_stuck_process_is_named_and_the_job_ends(shape: Path, tmp_path: Path) -> None:
+    arguments = trainings.settings(shape, total_steps=5000, stall_after_s=10)
+    command = launch(tmp_path / "run", arguments, "--grace_s=1")
+    code, output, log = trainings.ended(
+        start(["tests.support.stuck" if word == "trainer.main" else word for word in command])
+    )
+    assert (code, output) == (ExitCode.STALLED, ""), log
+    assert re.search(
+        r"error: stalled: process \d has been stepping at step 2\d for 1\d s, the limit is stall_after_s=10",
+        log,
+    )
+    assert re.search(r"furthest behind is process 1 \(\S+\), stepping at step 20 for", log)
+    (stacks, *_) = sorted((tmp_path / "run").glob("stacks-process-*.txt"))
+    assert "Thread" in stacks.read_text()
+    assert checkpoint.steps(tmp_path / "run") == [10]

@@ -1,6 +1,7 @@
 """The configuration of a training run, with the field's own names."""
 
 import dataclasses
+import re
 from typing import Annotated, Any
 
 from trainer.config.fields import Problems
@@ -51,6 +52,17 @@ class Experiment(Learning):
     total_examples: Annotated[int, "likewise, in examples"] = 0
     warmup_epochs: Annotated[float, "of the learning rate, in place of warmup_steps; 0: by steps"] = 0.0
     warmup_examples: Annotated[int, "likewise, in examples"] = 0
+    stall_after_s: Annotated[
+        float,
+        "seconds without the end of a step, after which the run ends with code 43 and all stacks; 0: never",
+    ] = 900.0
+    profile_steps: Annotated[
+        str, "first,last step of a profile, such as 100,105, under WORKDIR/profile; empty: none"
+    ] = ""
+    compile_cache: Annotated[
+        str,
+        "folder of compiled steps, on storage that all processes share and nobody else may write; empty: compile anew",
+    ] = ""
     mesh: MeshShape = MeshShape()
 
     def __post_init__(self) -> None:
@@ -70,6 +82,11 @@ class Experiment(Learning):
 
     def _check_parts(self, found: Problems) -> None:
         self._check_durations(found)
+        found.check_at_least(0, stall_after_s=self.stall_after_s)
+        found.check(
+            re.fullmatch(r"(\d+,\d+)?", self.profile_steps) is not None,
+            f"profile_steps={self.profile_steps!r} must be first,last such as 100,105, or empty",
+        )
         both, any_of = self.pretrained and self.shape_of, self.model or self.pretrained or self.shape_of
         found.check(not both, "pretrained and shape_of exclude each other; set one of them")
         found.check(bool(any_of), "model is empty; name one, or set pretrained or shape_of to a checkpoint")
@@ -84,6 +101,12 @@ class Experiment(Learning):
             distils or not teacher, "teacher_weights is set but distill_weight is 0; set both or none"
         )
         self._check_cache(found)
+
+    @property
+    def profiled(self) -> range:
+        """The steps that are profiled."""
+        first, _, last = self.profile_steps.partition(",")
+        return range(int(first), int(last) + 1) if first else range(0)
 
     def in_steps(self, examples: int) -> "Experiment":
         """The same training with all durations in steps, of a data set of so many training examples.

@@ -61,7 +61,9 @@ class DatasetSamples:
         return images, split.labels, f"{self.data.name} validation, {len(split)} images"
 
     def _normalised(self, source: ImageSource, count: int) -> Array:
-        return preprocess.prepare_pixels((source.images[index] for index in range(count)), self.spec)
+        return preprocess.prepare_pixels(
+            (source.images[index] for index in range(min(count, len(source)))), self.spec
+        )
 
 
 @dataclasses.dataclass(frozen=True)

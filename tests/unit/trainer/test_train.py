@@ -2,9 +2,14 @@
 
 import dataclasses
 import shutil
+import struct
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from serving.bundle import read_bundle
 from serving.command import UserError
@@ -150,3 +155,43 @@ def test_a_batch_that_its_parts_do_not_divide_is_refused_with_the_nearest_that_t
     ):
         train(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard_is_shown_what_the_record_says_and_a_profile_is_taken(tmp_path: Path) -> None:
+    save_digits(tmp_path / "small")
+    settings = _settings(
+        "scratch", shape_of=tmp_path / "small", total_steps=6, log_every=2, profile_steps="3,4", ema_decay=0.9
+    )
+    result = train(settings, tmp_path / "run")
+    record = trainings.record(tmp_path / "run")
+    shown = {
+        (event.step, value.tag): value.simple_value
+        for event in _events(tmp_path / "run/tensorboard")
+        for value in event.summary.value
+    }
+    said = {(line["step"], name): value for line in record for name, value in line.items() if name != "step"}
+    assert shown == pytest.approx(said, rel=1e-6)
+    assert {"loss", "lr", "images_per_s", "input_wait", "goodput", "validation_top1"} <= {
+        name for _, name in shown
+    }
+    assert shown[2, "lr"] == pytest.approx(settings.base_lr)  # step 2 is the first behind the warm-up
+    assert list((tmp_path / "run/profile").rglob("*.xplane.pb"))
+    assert 0 < result["goodput"] < 1
+    assert {"start", "compile", "input", "evaluate", "save"} == set(result["spent_s"])
+
+    # The average is what is read, exported and goes on.
+    folder = tmp_path / "run/checkpoints/6"
+    assert (folder / "ema").is_dir()
+    trained = checkpoint.load(folder).params
+    shutil.rmtree(folder / "ema")
+    assert not np.array_equal(checkpoint.load(folder).params["pos"], trained["pos"])
+
+
+def _events(folder: Path) -> Iterator[Any]:
+    """The events in TensorBoard's files: length, its checksum, the event, its checksum."""
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        while content:
+            (size,) = struct.unpack("<Q", content[:8])
+            yield Event.FromString(content[12 : 12 + size])
+            content = content[16 + size :]

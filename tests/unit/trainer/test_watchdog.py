@@ -1,0 +1,57 @@
+"""A loop that gives no sign of life ends its process; what is alive is left alone. Several processes: tests/processes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from serving.command import ExitCode
+from tests.support.trainings import ROOT
+
+_LOOP = """
+import sys, threading
+from pathlib import Path
+from trainer.watchdog import Watchdog
+
+folder, what = Path(sys.argv[1]), sys.argv[2]
+with Watchdog(folder, 0.0 if what == "off" else 0.5) as watchdog:
+    if what == "compiling":
+        watchdog.at("compiling", 1)
+        threading.Event().wait(1.2)
+    elif what == "alive":
+        for step in range(12):
+            watchdog.at("stepping", step)
+            threading.Event().wait(0.1)
+    else:
+        watchdog.at("stepping", 7)
+        threading.Event().wait(1.2 if what == "off" else None)
+print("ended")
+"""
+
+
+def run(folder: Path, what: str) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-c", _LOOP, str(folder), what],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_stuck_loop_ends_with_its_code_and_all_stacks(tmp_path: Path) -> None:
+    code, _, log = run(tmp_path, "stuck")
+    assert code == ExitCode.STALLED
+    assert "error: stalled: process 0 has been stepping at step 7 for" in log
+    assert "the limit is stall_after_s=0.5; all stacks are in" in log
+    stacks = (tmp_path / "stacks-process-0.txt").read_text()
+    assert "threading.py" in stacks
+    assert 'File "<string>"' in stacks
+
+
+@pytest.mark.parametrize("what", ["alive", "off", "compiling"])
+def test_what_gives_signs_of_life_or_compiles_is_left_alone(what: str, tmp_path: Path) -> None:
+    assert run(tmp_path, what) == (0, "ended\n", "")
+    assert not list(tmp_path.iterdir())
