@@ -8,7 +8,8 @@
 #   make format       put the code into the one format
 #   make lock         constraints.txt resolved anew for every supported Python (needs uv)
 #   make peer         .venv-torch with Torch-Pruning, which the compression benchmarks compare with (Python 3.11 to 3.13)
-#   make clean        remove .venv, .venv-torch, caches and build leftovers (never runs/)
+#   make plan         .venv-plan with libtpu, whose compiler tools.plan asks about pods that are not here
+#   make clean        remove .venv, .venv-torch, .venv-plan, caches and build leftovers (never runs/)
 #
 # make PYTHON=python3.13 setup picks another interpreter (make clean first, if there is a .venv).
 
@@ -33,7 +34,7 @@ PROCESSES := $(wildcard tests/processes)
 SLOW := $(if $(QUICK),$(shell grep -rlE 'mark\.slow' --include='test_*.py' $(QUICK)))
 SLOW_DEVICES := $(if $(DEVICES),$(shell grep -rlE 'mark\.slow' --include='test_*.py' $(DEVICES)))
 
-.PHONY: setup quickstart peer test test-quick test-devices test-all test-slow check format lock clean
+.PHONY: setup quickstart peer plan test test-quick test-devices test-all test-slow check format lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -62,6 +63,18 @@ $(PEER)/.ready: Makefile
 	@test -e $(PEER)/bin/python || $(PYTHON) -m venv $(PEER)
 	@echo 'Installing $(PEER_PACKAGES) into $(PEER) (some minutes the first time) …' >&2
 	@$(PEER)/bin/python -m pip install $(PIP_OUTPUT) --disable-pip-version-check $(PEER_PACKAGES)
+	@touch $@
+
+# libtpu compiles for pods on a machine without one, and has no business where nothing is a TPU.
+PLAN := .venv-plan
+
+plan: $(PLAN)/.ready
+
+$(PLAN)/.ready: pyproject.toml constraints.txt
+	@rm -f $@
+	@test -e $(PLAN)/bin/python || $(PYTHON) -m venv $(PLAN)
+	@echo 'Installing jax[tpu] and the trainer into $(PLAN) (some minutes the first time) …' >&2
+	@$(PLAN)/bin/python -m pip install $(PIP_OUTPUT) --disable-pip-version-check --constraint constraints.txt --editable '.[train,tpu]'
 	@touch $@
 
 test: check test-quick test-devices
@@ -98,5 +111,5 @@ lock:
 	rm constraints.new
 
 clean:
-	rm -rf $(VENV) $(PEER) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache *.egg-info
+	rm -rf $(VENV) $(PEER) $(PLAN) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache *.egg-info
 	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +

@@ -134,8 +134,9 @@ def check_token(experiment: Experiment, student: Classifier) -> None:
         )
 
 
-def _objective(experiment: Experiment, model: Classifier, teacher: Teacher | None) -> Objective:
-    if teacher is None:
+def objective_of(experiment: Experiment, model: Classifier, taught: bool) -> Objective:
+    """What `model` is trained towards by what it and a teacher (if it is `taught`) answer; blocks are matched apart from it."""
+    if not taught:
         return objectives.classification(experiment.label_smoothing)
     imitate, token = _IMITATIONS[experiment.distill_loss]
     check_token(experiment, model)
@@ -143,8 +144,12 @@ def _objective(experiment: Experiment, model: Classifier, teacher: Teacher | Non
     alpha = schedules.decay(experiment.distill_weight, experiment.distill_weight_end, steps, kind)
     begin, end = experiment.distill_temperature, experiment.distill_temperature_end
     temperature = schedules.decay(begin, end, steps, kind)
-    objective = objectives.distillation(alpha, temperature, experiment.label_smoothing, imitate, token)
-    if not experiment.feature_weight:
+    return objectives.distillation(alpha, temperature, experiment.label_smoothing, imitate, token)
+
+
+def _objective(experiment: Experiment, model: Classifier, teacher: Teacher | None) -> Objective:
+    objective = objective_of(experiment, model, teacher is not None)
+    if teacher is None or not experiment.feature_weight:
         return objective
     match = features.matching(experiment, model, teacher)
     weight, kind = experiment.feature_weight, experiment.feature_loss

@@ -70,14 +70,26 @@ def init_state(
     model: Classifier, tx: optax.GradientTransformation, mesh: Mesh, seed: int, with_ema: bool = False
 ) -> tuple[TrainState, Any, list[str]]:
     """A fresh state born in its shards; returns it with its shardings and what the mesh could not divide."""
+    create, _, placed, reports = planned_state(model, tx, mesh, seed, with_ema)
+    return jax.jit(create, out_shardings=placed)(), placed, reports
+
+
+def planned_state(
+    model: Classifier, tx: optax.GradientTransformation, mesh: Mesh, seed: int, with_ema: bool = False
+) -> tuple[Callable[[], TrainState], TrainState, Any, list[str]]:
+    """(what makes a fresh state, its shapes in their shards, its shardings, what no axis divides); nothing is made yet."""
 
     def create() -> TrainState:
         params = init_params(model, seed)
         ema = jax.tree.map(jnp.copy, params) if with_ema else None
         return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), ema, nothing_seen())
 
-    placed, reports = rules.shardings(jax.eval_shape(create), mesh)
-    return jax.jit(create, out_shardings=placed)(), placed, reports
+    shapes = jax.eval_shape(create)
+    placed, reports = rules.shardings(shapes, mesh)
+    in_shards = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, placed
+    )
+    return create, in_shards, placed, reports
 
 
 def make_train_step(
@@ -89,7 +101,7 @@ def make_train_step(
     teacher: Classifier | None,
     state_shardings: Any,
     mesh: Mesh,
-) -> Callable[[TrainState, Batch, Params | None], tuple[TrainState, Metrics]]:
+) -> jax.stages.Wrapped:
     """(state, batch, teacher's parameters) → (next state, its metrics: loss, top1, grad_norm, lr, and whether it was skipped).
 
     The state is donated. Batches are {"image": uint8 (B, H, W, C), "label": int32 (B,)}, cut over data and fsdp; with the

@@ -1,5 +1,6 @@
 """One training as two real JAX processes under the launcher: the same losses, one result, one exit code."""
 
+import math
 import os
 import re
 import shutil
@@ -53,20 +54,21 @@ def alone(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
     return workdir
 
 
-# Replicas alone; parameters cut within and between processes; the model axis across both processes.
-@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2), (1, 1, 8)])
+# Replicas alone; parameters cut within and between processes; the model axis across both processes; each process a slice.
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2), (1, 1, 8), (2, 2, 1, 2)])
 def test_two_processes_train_as_one(
-    mesh: tuple[int, int, int], arguments: list[str], alone: Path, tmp_path: Path
+    mesh: tuple[int, ...], arguments: list[str], alone: Path, tmp_path: Path
 ) -> None:
-    data, fsdp, model = mesh
+    data, fsdp, model, *slices = mesh
     axes = [f"--config.mesh.data={data}", f"--config.mesh.fsdp={fsdp}", f"--config.mesh.model={model}"]
+    axes += [f"--config.mesh.slices={count}" for count in slices]
     code, output, log = trainings.ended(start(launch(tmp_path / "run", [*arguments, *axes])))
     assert code == 0, log
     assert output.count("\n") == 1
     said = trainings.result(output)
     assert (said["steps"], said["workdir"]) == (12, str(tmp_path / "run"))
     assert any(line.startswith("[0] ") and output.strip() in line for line in log.splitlines())
-    assert f"mesh data={data} fsdp={fsdp} model={model}" in log
+    assert f"mesh data={data * math.prod(slices)} fsdp={fsdp} model={model}" in log
     assert_same_losses(alone, tmp_path / "run")
 
     (evaluated,) = (

@@ -14,11 +14,15 @@ UNITS = ("steps", "epochs", "examples")
 
 @dataclasses.dataclass(frozen=True)
 class MeshShape:
-    """Sizes of the mesh axes; data=-1 takes the devices that the others leave."""
+    """Sizes of the mesh axes in each slice of a pod; data=-1 takes the devices that the others leave.
+
+    Several slices, which a slower network joins, are one more factor of the batch axis.
+    """
 
     data: Annotated[int, "batch axis; -1 takes the devices that the others leave"] = -1
     fsdp: Annotated[int, "axis over which parameters and batch are cut"] = 1
     model: Annotated[int, "axis over which heads and neurons are cut"] = 1
+    slices: Annotated[int, "slices of a pod, each with such a mesh; replicas of each other"] = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,6 +81,7 @@ class Experiment(Learning):
         self._check_parts(found)
         mesh, axes = self.mesh, f"mesh {self.mesh.data} x {self.mesh.fsdp} x {self.mesh.model}"
         fine = min(mesh.fsdp, mesh.model) >= 1 and (mesh.data >= 1 or mesh.data == -1)
+        found.check(mesh.slices >= 1, f"mesh.slices={mesh.slices} must be at least 1")
         found.check(fine, f"{axes} (data, fsdp, model) must have positive axes (data may be -1: the rest)")
         found.refuse()
 

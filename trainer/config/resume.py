@@ -30,6 +30,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "mesh.data",
         "mesh.fsdp",
         "mesh.model",
+        "mesh.slices",
     }
 )
 

@@ -44,6 +44,11 @@ def open_dataset(name: str, data_dir: str = "", bad_images: str = "fatal") -> Da
     raise UserError(f"unknown data set {name!r}; nearest is {near[0]!r}, all are {', '.join(known)}")
 
 
+def classes_of(name: str) -> int:
+    """How many classes a data set has that is known by name; 0 where its files say."""
+    return {"digits": 10, "mnist": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100}.get(name, 0)
+
+
 def open_again(meta: Mapping[str, Any], data_dir: str = "") -> Dataset:
     """The data set that a checkpoint with this `meta` learnt from, its files from `data_dir` if they are elsewhere now.
 

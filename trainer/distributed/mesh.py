@@ -1,6 +1,11 @@
 """The one device mesh of a job: axes data (replicas), fsdp (sharded parameters) and model (sharded heads and neurons)."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from serving.command import UserError
@@ -9,23 +14,50 @@ from trainer.config import MeshShape
 AXES = ("data", "fsdp", "model")
 
 
-def make_mesh(shape: MeshShape) -> Mesh:
-    """All devices of the job arranged as `shape`; a data size of -1 takes what the other axes leave.
+def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """All devices of the job (or `devices`) arranged as `shape`; a data size of -1 takes what the other axes leave.
 
-    Axis types are Auto: the compiler propagates shardings from parameters and batch.
+    Axis types are Auto: the compiler propagates shardings from parameters and batch. Neighbours on an axis are neighbours in a
+    slice; slices follow each other on the data axis, so that only gradients cross between them.
 
     Raises:
-      UserError: when the axes do not multiply to the number of devices.
+      UserError: when the axes do not multiply to the number of devices, or the devices are not in so many slices.
     """
-    devices = jax.device_count()
-    rest = devices // (shape.fsdp * shape.model)
+    devices = jax.devices() if devices is None else devices
+    count, slices = len(devices), shape.slices
+    rest = count // (slices * shape.fsdp * shape.model)
     data = rest if shape.data == -1 else shape.data
-    if data * shape.fsdp * shape.model != devices:
+    if data * slices * shape.fsdp * shape.model != count:
+        asked = f"data={shape.data} fsdp={shape.fsdp} model={shape.model}" + (
+            f" slices={slices}" if slices > 1 else ""
+        )
         raise UserError(
-            f"mesh data={shape.data} fsdp={shape.fsdp} model={shape.model} does not fit {devices} devices; "
+            f"mesh {asked} does not fit {count} devices; "
             "their product must equal the number of devices (data=-1 takes the rest)"
         )
-    return jax.make_mesh((data, shape.fsdp, shape.model), AXES, axis_types=(AxisType.Auto,) * 3)
+    within, types = (data, shape.fsdp, shape.model), (AxisType.Auto,) * len(AXES)
+    if slices == 1:
+        return jax.make_mesh(within, AXES, axis_types=types, devices=devices)
+    return Mesh(_over_slices(within, slices, devices), AXES, axis_types=types)
+
+
+def _over_slices(
+    within: tuple[int, int, int], slices: int, devices: Sequence[jax.Device]
+) -> np.ndarray[Any, Any]:
+    """(data · slices, fsdp, model) of devices; what JAX does not know as slices is cut by processes, as emulated ones are."""
+    known = {getattr(device, "slice_index", None) for device in devices}
+    by_process = known == {None} or len(known) == 1
+    try:
+        arranged = mesh_utils.create_hybrid_device_mesh(
+            within, (slices, 1, 1), devices, process_is_granule=by_process
+        )
+    except ValueError as error:
+        have = len({device.process_index for device in devices} if by_process else known)
+        kind = "processes" if by_process else "slices"
+        raise UserError(
+            f"mesh.slices={slices}, but the {len(devices)} devices are in {have} {kind}; give their number"
+        ) from error
+    return np.asarray(arranged)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
