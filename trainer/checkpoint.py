@@ -10,9 +10,14 @@ Training writes and restores through `TrainCheckpoints` (asynchronously, sharded
 written by `save_model`. Everybody else reads with `load`, which takes just the chosen arrays, onto the host.
 """
 
+import contextlib
 import dataclasses
+import errno
 import hashlib
-from collections.abc import Sequence
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,13 +26,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 
-from serving.command import UserError
+from serving.command import ExitCode, UserError
 from serving.preprocess import PreprocessSpec
 from trainer import description
 from trainer.description import Classifier, TextTower, TwoTowers
 from trainer.models.build import Params, flatten, param_shapes, unflatten
 
 _FOLDER = "checkpoints"
+_SAID_BYTES = 8192  # of metadata, for an array, twice over while it is committed
+_FULL = ("No space left on device", "os_error_code='28'")
 Meta = dict[str, Any]
 Items = dict[str, Any]
 
@@ -98,6 +105,14 @@ class Loaded(Card):
     params: Params
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """False of what Orbax logs with a traceback: threads of its own log what the next call raises."""
+    return record.exc_info is None
+
+
+logging.getLogger("absl").addFilter(_is_news)
+
+
 class TrainCheckpoints:
     """The checkpoints of one training run in its workdir; saving goes on in the background while training does."""
 
@@ -116,7 +131,32 @@ class TrainCheckpoints:
         """Starts saving `state` under its own step number; an error of the previous save is raised here."""
         trees = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
         arguments = ocp.args.Composite(**trees, meta=ocp.args.JsonSave(card.to_json()))
-        self._manager.save(int(card.meta["step"]), args=arguments)
+        number = int(card.meta["step"])
+        with self._room_for(number):
+            _require_room(Path(self._manager.directory), jax.tree.leaves(_items(state)))
+            self._manager.save(number, args=arguments)
+
+    @contextlib.contextmanager
+    def _room_for(self, step: int) -> Iterator[None]:
+        """Says in one line what a full disk leaves."""
+        try:
+            yield
+        except (
+            Exception
+        ) as error:  # tensorstore, Orbax and Python each say it in a way of their own, and late
+            if not any(sign in str(error) for sign in _FULL):
+                raise
+            whole = steps(Path(self._manager.directory))
+            left = (
+                f"the checkpoint of step {whole[-1]} is whole"
+                if whole
+                else "there is no whole checkpoint yet"
+            )
+            raise UserError(
+                f"no space left on the disk for the checkpoint of step {step} in {self._manager.directory}: {left}; free some and "
+                "run the same command",
+                ExitCode.DISK_FULL,
+            ) from error
 
     def restore(self, like: State) -> Items:
         """The newest params, opt, recent and, where `like` has one, ema, in the shapes, dtypes and shardings of `like`.
@@ -142,9 +182,27 @@ class TrainCheckpoints:
         return {**{name: saved[name] for name in asked}, "opt": opt}
 
     def close(self) -> None:
-        """Waits until the last save is whole."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits until the last save is whole.
+
+        Raises:
+          UserError: when the disk has no room for it.
+        """
+        with self._room_for(self._manager.latest_step() or 0):
+            try:
+                self._manager.wait_until_finished()
+            finally:
+                self._manager.close()
+
+
+def _require_room(folder: Path, leaves: list[jax.Array]) -> None:
+    """Refuses to begin what would fill the disk: what is cut short there is said by many threads at once.
+
+    Raises:
+      OSError: ENOSPC, when the arrays and what is said of each need more than is free.
+    """
+    needed = sum(leaf.nbytes for leaf in leaves) + _SAID_BYTES * len(leaves)
+    if shutil.disk_usage(folder).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _items(state: State) -> Items:

@@ -48,7 +48,7 @@ def assert_same_end(workdir: Path, runs: Runs) -> None:
     assert checkpoint.steps(workdir)[-1] == 100
     trainings.assert_same_parameters(workdir, runs.whole)
     # The record has every line once, whichever process came to it, with the very same numbers.
-    assert trainings.record(workdir) == trainings.record(runs.whole)
+    assert trainings.learnt(workdir) == trainings.learnt(runs.whole)
 
 
 def test_an_uninterrupted_run_keeps_its_last_checkpoints_and_its_record(runs: Runs) -> None:
@@ -121,7 +121,7 @@ def test_a_finished_run_started_again_says_the_same_and_trains_nothing(runs: Run
         line for line in trainings.record(runs.whole) if line["step"] == 100 and "validation_top1" in line
     )
     assert said["validation_top1"] == last["validation_top1"]
-    assert trainings.record(workdir) == trainings.record(runs.whole)
+    assert trainings.learnt(workdir) == trainings.learnt(runs.whole)
     trainings.assert_same_parameters(workdir, runs.whole)
 
 

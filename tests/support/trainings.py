@@ -98,6 +98,11 @@ def record(workdir: Path) -> Record:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+def learnt(workdir: Path) -> Record:
+    """The lines of the record that say what was learnt: those of speed are never the same twice."""
+    return [line for line in record(workdir) if "goodput" not in line]
+
+
 def losses(workdir: Path) -> dict[int, float]:
     """Training loss by step."""
     return {int(line["step"]): line["loss"] for line in record(workdir) if "loss" in line}
