@@ -23,6 +23,7 @@ VERBS = {
         "trainer.compress", "make a trained model smaller to a budget: cut, repair, distil, ship"
     ),
     "evaluate": _Verb("trainer.evaluate", "accuracy of a checkpoint"),
+    "probe": _Verb("trainer.probe", "what a model's frozen features know: linear probe, nearest neighbours"),
     "predict": _Verb("trainer.predict", "what a model says of pictures, arrays and texts"),
     "convert": _Verb("trainer.convert", "weights from one format to another"),
     "export": _Verb("trainer.export", "write a bundle that a server can check and serve"),
@@ -30,6 +31,8 @@ VERBS = {
     "profile": _Verb("serving.timing", "time a kit of models on this device, to cut others to its latency"),
     "classify": _Verb("serving.client", "ask a server what images show"),
     "bench": _Verb("tools.bench_serving", "throughput and latency of a running server"),
+    "plan": _Verb("tools.plan", "what a training would need and do on a TPU pod that is not here"),
+    "shards": _Verb("tools.convert", "shards of a data set, to be read at random"),
     "models": _Verb("tools.models", "every model by name: parameters, sizes, multiply-accumulates"),
     "launch": _Verb("tools.launch", "run a command as the processes of a distributed job"),
     "quickstart": _Verb("tools.quickstart", "the whole job on real handwritten digits"),

@@ -1,17 +1,21 @@
-"""Accuracy of a checkpoint on one split of its data set, with a 95 % interval.
+"""Accuracy of a checkpoint on one split of its data set: top-1 with a 95 % interval, top-5, loss, calibration, the worst classes.
 
 python -m trainer.evaluate --checkpoint=PATH [--split=test] [--dataset=NAME] [--data_dir=DIR]
+python -m trainer.evaluate --checkpoint=PATH --report=FOLDER        every class, all confusions, and a plot of both
 """
+
+from pathlib import Path
 
 from absl import flags
 
 from serving import command
 
 _SPLITS = ("train", "validation", "test")
+_WORST = 5
 
 
 def main(argv: list[str]) -> dict[str, object]:
-    """Evaluates; the result names checkpoint, data set, split, examples, top-1 and its interval."""
+    """Evaluates; the result names checkpoint, data set, split and examples, and holds the figures."""
     values = flags.FlagValues()
     flags.DEFINE_string(
         "checkpoint",
@@ -27,20 +31,26 @@ def main(argv: list[str]) -> dict[str, object]:
         "data_dir", "", "Folder of the data set's files, where it needs one.", flag_values=values
     )
     flags.DEFINE_integer("batch", 256, "Images per batch.", lower_bound=1, flag_values=values)
+    flags.DEFINE_string(
+        "report", "", "Folder for evaluation.json, confusion.csv and evaluation.png.", flag_values=values
+    )
     extra = command.parse_flags(values, argv, required=["checkpoint"])
     command.require_usage(extra, bool(values["checkpoint"].value), "--checkpoint is needed")
-    flag = {name: values[name].value for name in ("checkpoint", "split", "dataset", "data_dir", "batch")}
-    return _evaluate(**flag)
+    names = ("checkpoint", "split", "dataset", "data_dir", "batch", "report")
+    return _evaluate(**{name: values[name].value for name in names})
 
 
-def _evaluate(checkpoint: str, split: str, dataset: str, data_dir: str, batch: int) -> dict[str, object]:
+def _evaluate(
+    checkpoint: str, split: str, dataset: str, data_dir: str, batch: int, report: str
+) -> dict[str, object]:
     # Imported late: --help answers without starting JAX.
+    from trainer import judging, judging_report
     from trainer.checkpoint import load
     from trainer.data.datasets import open_again, open_dataset
     from trainer.distributed.bootstrap import join_job
-    from trainer.evaluation import check_classes, evaluate, one_process_mesh
+    from trainer.evaluation import check_classes, one_process_mesh
     from trainer.interval import wilson
-    from trainer.step import make_eval_step
+    from trainer.step import make_judge_step
 
     join_job()
     loaded = load(checkpoint)
@@ -50,22 +60,32 @@ def _evaluate(checkpoint: str, split: str, dataset: str, data_dir: str, batch: i
     model = loaded.classifier
     check_classes(loaded, data)
     mesh = one_process_mesh()
-    step = make_eval_step(model, loaded.preprocess, mesh)
+    step = make_judge_step(model, loaded.preprocess, mesh)
     shards = mesh.shape["data"]
     rounded = -(-batch // shards) * shards
-    score = evaluate(step, loaded.params, getattr(data, split), loaded.preprocess, rounded, mesh)
-    low, high = wilson(score["top1"], int(score["count"]))
-    return {
+    found = judging.answers(step, loaded.params, getattr(data, split), loaded.preprocess, rounded, mesh)
+    examples, top1 = len(found.label), float(found.right.mean())
+    low, high = wilson(top1, examples)
+    classes = judging.per_class(found, data.class_names)
+    worst = sorted((row for row in classes if row["examples"]), key=lambda row: row["accuracy"])[:_WORST]
+    result = {
         "checkpoint": checkpoint,
         "stage": loaded.meta["stage"],
         "dataset": name,
         "split": split,
-        "examples": int(score["count"]),
-        "top1": score["top1"],
+        "examples": examples,
+        "top1": top1,
         "top1_low": low,
         "top1_high": high,
-        "loss": score["loss"],
+        "top5": float(found.within5.mean()),
+        "loss": float(found.loss.mean(dtype="float64")),
+        "calibration_error": judging.calibration_error(found),
+        "worst_classes": {row["class"]: row["accuracy"] for row in worst},
     }
+    if report:
+        table = judging.confusion(found, len(classes))
+        judging_report.write(Path(report), result, classes, judging.reliability(found), table)
+    return result
 
 
 if __name__ == "__main__":

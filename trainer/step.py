@@ -30,6 +30,7 @@ from trainer.optim import schedule
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+_FIRST = 5  # answers among which a label counts for top-5
 
 
 @jax.tree_util.register_dataclass
@@ -212,6 +213,24 @@ def make_eval_step(model: Classifier, spec: PreprocessSpec, mesh: Mesh) -> Calla
             "loss": (losses * mask).sum(),
             "correct": (accuracy(logits, batch["label"]) * mask).sum(),
             "count": mask.sum(),
+        }
+
+    return jax.jit(step, out_shardings=meshes.replicated(mesh))
+
+
+def make_judge_step(model: Classifier, spec: PreprocessSpec, mesh: Mesh) -> Callable[[Params, Batch], Batch]:
+    """(parameters, batch with a mask) → what `trainer.judging.Answers` holds of each row, and the mask, on every device."""
+
+    def step(params: Params, batch: Batch) -> Batch:
+        logits, label = bind(model, params)(normalise(batch["image"], spec)), batch["label"]
+        own = jnp.take_along_axis(logits, label[:, None], axis=-1)
+        return {
+            "label": label,
+            "predicted": logits.argmax(axis=-1),
+            "confidence": jax.nn.softmax(logits).max(axis=-1),
+            "within5": (logits > own).sum(axis=-1) < _FIRST,
+            "loss": optax.softmax_cross_entropy_with_integer_labels(logits, label),
+            "mask": batch["mask"],
         }
 
     return jax.jit(step, out_shardings=meshes.replicated(mesh))

@@ -75,7 +75,9 @@ def test_a_killed_run_goes_on_as_one_two_four_and_one_process_and_sees_each_exam
     assert checkpoint.steps(workdir)[-1] == STEPS
     ours, theirs = (flatten(checkpoint.load(path).params) for path in (workdir, tmp_path / "whole"))
     for name, array in theirs.items():
-        if name.endswith("key/bias"):  # softmax does not see it: its gradient is rounding alone, which Adam blows up
+        if name.endswith(
+            "key/bias"
+        ):  # softmax does not see it: its gradient is rounding alone, which Adam blows up
             continue
         np.testing.assert_allclose(ours[name], array, atol=SAME_PARAMETERS, err_msg=name)
 

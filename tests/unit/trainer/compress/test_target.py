@@ -14,7 +14,7 @@ from trainer.config.compression import Shape
 from trainer.description import ViT, named, uniform
 from trainer.models.build import flatten
 
-NOTHING = Shape("", 0, 0, 0, 0, 0, 0, 0, 0)
+NOTHING = Shape()
 
 
 def _digits(**changes: Any) -> ViT:
