@@ -1,12 +1,13 @@
 """The training step and the evaluation step: each one jitted function over plain pytrees.
 
-The teacher's forward pass is inside the training step, on the very images the student sees, unless its answers come with the
-batch. Randomness is derived from the seed and the step number, so a resumed run needs no saved random state.
+What is learnt is a task's (`classifying`). Randomness is derived from the seed and the step number, so a resumed run needs no saved
+random state.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,18 +15,14 @@ import optax
 from jax.sharding import Mesh
 
 from serving.preprocess import PreprocessSpec
-from trainer import cached_logits, mixing
 from trainer.accumulation import mean_over
 from trainer.config import Experiment
-from trainer.data.global_batch import input_share
 from trainer.description import Classifier
 from trainer.distributed import mesh as meshes
 from trainer.distributed import rules
-from trainer.forward import Forward
 from trainer.guard import SKIPPED, Recent, chosen, judge, nothing_seen
 from trainer.models.build import Params, bind, init_params
-from trainer.models.outputs import Outputs
-from trainer.objectives import Objective, accuracy
+from trainer.objectives import accuracy
 from trainer.optim import schedule
 
 Batch = dict[str, jax.Array]
@@ -93,60 +90,49 @@ def planned_state(
     return create, in_shards, placed, reports
 
 
+class Task(Protocol):
+    """What a step learns. `draws`: whether it needs keys."""
+
+    @property
+    def draws(self) -> bool: ...
+
+    def seen(self, batch: Batch, step: jax.Array) -> Batch:
+        """The whole batch as models see it."""
+        ...
+
+    def loss(
+        self, params: Params, part: Batch, key: jax.Array | None, step: jax.Array, frozen: Params | None
+    ) -> tuple[jax.Array, Metrics]:
+        """(mean loss, other means) of a part of what is `seen`; `frozen` are parameters that no step changes."""
+        ...
+
+
 def make_train_step(
-    experiment: Experiment,
-    model: Classifier,
-    spec: PreprocessSpec,
-    tx: optax.GradientTransformation,
-    objective: Objective,
-    teacher: Classifier | None,
-    state_shardings: Any,
-    mesh: Mesh,
+    experiment: Experiment, task: Task, tx: optax.GradientTransformation, state_shardings: Any, mesh: Mesh
 ) -> jax.stages.Wrapped:
-    """(state, batch, teacher's parameters) → (next state, its metrics: loss, top1, grad_norm, lr, and whether it was skipped).
+    """(state, batch, frozen parameters) → (next state, metrics: loss, the task's, grad_norm, lr, and whether it was skipped).
 
-    The state is donated. Batches are {"image": uint8 (B, H, W, C), "label": int32 (B,)}, cut over data and fsdp; with the
-    teacher's stored answers, if any, as `cached_logits` reads them.
+    The state is donated. Batches are cut over data and fsdp.
     """
-    view, forward = _view(experiment, spec, model.num_classes, mesh), Forward.of(experiment)
-    rate = schedule(experiment)
+    rate, parts = schedule(experiment), experiment.accum_steps
 
-    def step(state: TrainState, batch: Batch, teacher_params: Params | None) -> tuple[TrainState, Metrics]:
-        images, labels = view(batch, state.step)
-        step_key = jax.random.fold_in(jax.random.key(experiment.seed), state.step) if forward.draws else None
+    def step(state: TrainState, batch: Batch, frozen: Params | None) -> tuple[TrainState, Metrics]:
+        step_key = jax.random.fold_in(jax.random.key(experiment.seed), state.step) if task.draws else None
 
         def of_part(part: Batch, number: jax.Array | int) -> Any:
-            """((loss, accuracy), gradients), means over a part of the batch."""
-            images, key = part["image"], step_key
-            if step_key is not None and experiment.accum_steps > 1:
-                key = jax.random.fold_in(step_key, number)
-            taught = _taught(part, images, model.num_classes, forward, teacher, teacher_params)
+            """((loss, other means), gradients) of a part of the batch."""
+            key = jax.random.fold_in(step_key, number) if step_key is not None and parts > 1 else step_key
+            loss = partial(task.loss, part=part, key=key, step=state.step, frozen=frozen)
+            return jax.value_and_grad(loss, has_aux=True)(state.params)
 
-            def answer(params: Params) -> Outputs:
-                return forward.outputs(model, params, images, key)
-
-            def rounded(params: Params) -> Outputs:
-                return forward.outputs(model, params, images, key, rounded=True)
-
-            def mean_loss(params: Params) -> tuple[jax.Array, jax.Array]:
-                last = state.step >= experiment.total_steps - experiment.qat_steps
-                student = (
-                    jax.lax.cond(last, rounded, answer, params) if experiment.qat_steps else answer(params)
-                )
-                losses = objective(student, part["targets"], taught, state.step)
-                return losses.mean(), accuracy(student.logits, part["label"]).mean()
-
-            return jax.value_and_grad(mean_loss, has_aux=True)(state.params)
-
-        viewed = {**batch, "image": images, "targets": labels}
-        (loss, top1), gradients = mean_over(experiment.accum_steps, of_part, viewed)
+        (loss, others), gradients = mean_over(parts, of_part, task.seen(batch, state.step))
         norm = optax.tree.norm(gradients)
         updates, opt = tx.update(gradients, state.opt, state.params)
         taken, recent = judge(state.recent, loss, norm, experiment.skip_sigmas)
         learnt = optax.apply_updates(state.params, updates)
         params, opt = chosen(taken, (learnt, opt), (state.params, state.opt))
         ema = None if state.ema is None else _averaged(state.ema, params, experiment.ema_decay, state.step)
-        metrics = {"loss": loss, "top1": top1, "grad_norm": norm, "lr": rate(state.step), SKIPPED: ~taken}
+        metrics = {"loss": loss, **others, "grad_norm": norm, "lr": rate(state.step), SKIPPED: ~taken}
         return TrainState(state.step + 1, params, opt, ema, recent), metrics
 
     out = (state_shardings, meshes.replicated(mesh))
@@ -157,39 +143,6 @@ def _averaged(ema: Params, params: Params, decay: float, step: jax.Array) -> Par
     """The moving average behind `step`; a young one forgets its beginnings faster: by (1 + step) / (10 + step) at most."""
     kept = jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(lambda mean, new: kept * mean + (1 - kept) * new, ema, params)
-
-
-def _view(
-    experiment: Experiment, spec: PreprocessSpec, num_classes: int, mesh: Mesh
-) -> Callable[[Batch, jax.Array], tuple[jax.Array, jax.Array]]:
-    """(batch, step) → what student and teacher see: normalised images, and labels (B, classes); both mixed, where that is on."""
-
-    def view(batch: Batch, step: jax.Array) -> tuple[jax.Array, jax.Array]:
-        images, labels = normalise(batch["image"], spec), jax.nn.one_hot(batch["label"], num_classes)
-        alphas = (experiment.mixup, experiment.cutmix)
-        if not any(alphas):
-            return images, labels
-        share = mixing.own_share(experiment.seed, step, (spec.height, spec.width), *alphas)
-        others = mixing.partners(len(labels), input_share(mesh)[1])
-        return mixing.mixed(images, others, share), mixing.mixed(labels, others, share.mean())
-
-    return view
-
-
-def _taught(
-    batch: Batch,
-    images: jax.Array,
-    num_classes: int,
-    forward: Forward,
-    teacher: Classifier | None,
-    params: Params | None,
-) -> Outputs | None:
-    """What the teacher says of `images`: as it was stored, or by asking it."""
-    if cached_logits.LOGITS in batch:
-        return Outputs(cached_logits.dense(batch, num_classes))
-    if teacher is None or params is None:
-        return None
-    return jax.lax.stop_gradient(forward.outputs(teacher, params, images))
 
 
 def make_answer_step(model: Classifier, spec: PreprocessSpec, mesh: Mesh) -> Callable[[Params, Batch], Batch]:

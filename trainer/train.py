@@ -17,6 +17,7 @@ from serving.command import ExitCode, UserError, progress
 from trainer import description, memory, optim, step
 from trainer.cached_logits import CachedLogits
 from trainer.checkpoint import Card, TrainCheckpoints, holds_training, load_card, steps
+from trainer.classifying import Classifying
 from trainer.config import Experiment, refuse_changes
 from trainer.data.global_batch import input_share, to_global
 from trainer.data.pipeline import train_batches
@@ -107,19 +108,11 @@ class _Run:
             if teacher
             else None
         )
-        self._train_step = step.make_train_step(
-            experiment,
-            card.classifier,
-            card.preprocess,
-            tx,
-            parts.objective,
-            self._teacher.model if self._teacher else None,
-            placed,
-            self._mesh,
-        )
+        asked = self._teacher.model if self._teacher else None
+        task = Classifying(experiment, card.classifier, card.preprocess, parts.objective, asked, self._mesh)
+        self._train_step = step.make_train_step(experiment, task, tx, placed, self._mesh)
         self._eval_step = step.make_eval_step(card.classifier, card.preprocess, self._mesh)
         self._start = int(self._state.step)
-        asked = self._teacher.model if self._teacher else None
         self._rates.flops = flops_per_image(card.classifier, asked)
         skips = Skips(len(parts.dataset.train), experiment.seed, experiment.batch)
         self._metrics = MetricsWriter(self._workdir, self._start, skips)

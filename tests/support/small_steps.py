@@ -9,6 +9,7 @@ import numpy as np
 
 from tests.support.small_models import DIGITS_SPEC, SMALL, random_params
 from trainer import config, objectives, optim
+from trainer.classifying import Classifying
 from trainer.config import MeshShape
 from trainer.description import ViT
 from trainer.distributed.mesh import make_mesh
@@ -31,7 +32,8 @@ class Steps:
         first = [jax.tree.map(jnp.asarray, random_params(model)) for _ in range(2)]
         self.state = dataclasses.replace(fresh, params=first[0], ema=first[1] if with_ema else None)
         objective = objectives.classification(0.0)
-        self.step = make_train_step(self.experiment, model, DIGITS_SPEC, tx, objective, None, placed, mesh)
+        task = Classifying(self.experiment, model, DIGITS_SPEC, objective, None, mesh)
+        self.step = make_train_step(self.experiment, task, tx, placed, mesh)
 
     def take(self, batch: Batch) -> dict[str, float]:
         """One step; its metrics."""

@@ -13,6 +13,7 @@ from serving.command import UserError
 from tools.plan.collectives import Total, collectives
 from tools.plan.described import Described
 from trainer import optim
+from trainer.classifying import Classifying
 from trainer.distributed import mesh as meshes
 from trainer.distributed import rules
 from trainer.models.build import param_shapes
@@ -60,9 +61,8 @@ def compiled(plan: Described, mesh: Mesh) -> Compiled:
         plan.student, tx, mesh, experiment.seed, experiment.ema_decay > 0
     )
     teacher = _teacher(plan, mesh)
-    step = make_train_step(
-        experiment, plan.student, plan.preprocess, tx, plan.objective, plan.teacher, placed, mesh
-    )
+    task = Classifying(experiment, plan.student, plan.preprocess, plan.objective, plan.teacher, mesh)
+    step = make_train_step(experiment, task, tx, placed, mesh)
     batch = _batch(plan, mesh)
     began_s = time.monotonic()
     try:

@@ -10,6 +10,7 @@ import pytest
 from tests.support.small_families import DEIT, HYBRID, MIXER
 from tests.support.small_models import DIGITS_SPEC, SMALL, random_params, smooth_images
 from trainer import config, objectives, optim
+from trainer.classifying import Classifying
 from trainer.config import MeshShape
 from trainer.description import Classifier
 from trainer.distributed.mesh import make_mesh
@@ -81,7 +82,8 @@ def test_only_the_last_steps_of_a_run_are_rounded() -> None:
         state, placed, _ = init_state(SMALL, tx, mesh, seed=0)
         state = dataclasses.replace(state, params=jax.tree.map(jnp.asarray, random_params(SMALL)))
         objective = objectives.classification(0.0)
-        step = make_train_step(experiment, SMALL, DIGITS_SPEC, tx, objective, None, placed, mesh)
+        task = Classifying(experiment, SMALL, DIGITS_SPEC, objective, None, mesh)
+        step = make_train_step(experiment, task, tx, placed, mesh)
         images = np.random.default_rng(0).integers(0, 256, (8, *SMALL.image_size, 1), np.uint8)
         batch = {"image": jnp.asarray(images), "label": jnp.arange(8, dtype=jnp.int32)}
         losses[name] = []

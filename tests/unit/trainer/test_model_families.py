@@ -25,6 +25,7 @@ from tests.support.small_families import (
 )
 from tests.support.small_models import SMALL, random_params, smooth_images
 from trainer import config, description, objectives, optim
+from trainer.classifying import Classifying
 from trainer.config import MeshShape
 from trainer.description import Convolution, Mixer, Stem, TextTower, TwoTowers, ViT
 from trainer.distributed.mesh import make_mesh
@@ -149,7 +150,8 @@ def test_one_training_step_lowers_the_loss_of_its_batch(model: ViT | Mixer) -> N
     height, width = model.image_size
     color, half = ("RGB" if model.channels == 3 else "L"), (127.5,) * model.channels
     spec = PreprocessSpec(color=color, height=height, width=width, mean=half, std=half, method="bilinear")
-    step = make_train_step(experiment, model, spec, tx, objectives.classification(0.0), None, placed, mesh)
+    task = Classifying(experiment, model, spec, objectives.classification(0.0), None, mesh)
+    step = make_train_step(experiment, task, tx, placed, mesh)
     rng = np.random.default_rng(0)
     batch = {
         "image": jnp.asarray(rng.integers(0, 256, (8, height, width, model.channels), np.uint8)),
