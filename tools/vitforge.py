@@ -24,6 +24,7 @@ VERBS = {
     ),
     "evaluate": _Verb("trainer.evaluate", "accuracy of a checkpoint"),
     "probe": _Verb("trainer.probe", "what a model's frozen features know: linear probe, nearest neighbours"),
+    "zeroshot": _Verb("trainer.zero_shot", "what an image-text pair knows: classes by name, retrieval"),
     "predict": _Verb("trainer.predict", "what a model says of pictures, arrays and texts"),
     "convert": _Verb("trainer.convert", "weights from one format to another"),
     "export": _Verb("trainer.export", "write a bundle that a server can check and serve"),

@@ -37,7 +37,25 @@ def schedule(experiment: Experiment) -> optax.Schedule:
 
 
 def optimiser(experiment: Experiment) -> optax.GradientTransformation:
-    """What `optim` names, behind clipping to `grad_norm_clip`; `wd` is decoupled and multiplied by the learning rate in all."""
+    """What `optim` names, behind clipping to `grad_norm_clip`; `wd` is decoupled and multiplied by the learning rate in all.
+
+    Where the image tower of a pair is locked, it stays as it is, and nothing is kept for it.
+    """
+    if experiment.pairs and experiment.lock_image:
+        return optax.partition(
+            {"learns": _learning(experiment), "locked": optax.set_to_zero()}, _parts_of_a_pair
+        )
+    return _learning(experiment)
+
+
+def _parts_of_a_pair(params: Any) -> Any:
+    return {
+        tower: jax.tree.map(lambda _, name=tower: "locked" if name == "image" else "learns", part)
+        for tower, part in params.items()
+    }
+
+
+def _learning(experiment: Experiment) -> optax.GradientTransformation:
     clipped = optax.clip_by_global_norm(experiment.grad_norm_clip)
     if experiment.optim == "muon":
         return optax.chain(clipped, _muon(experiment))

@@ -32,7 +32,7 @@ class Parts:
     card: Card
     pretrained: Params | None
     teacher: Teacher | None
-    objective: Objective
+    objective: Objective | None  # None of a pair, whose loss knows all of a batch
 
 
 def assemble(experiment: Experiment) -> Parts:

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from serving.preprocess import PreprocessSpec
 from trainer.accumulation import mean_over
 from trainer.config import Experiment
-from trainer.description import Classifier
+from trainer.description import Classifier, Model
 from trainer.distributed import mesh as meshes
 from trainer.distributed import rules
 from trainer.guard import SKIPPED, Recent, chosen, judge, nothing_seen
@@ -65,7 +65,7 @@ def normalise(images: jax.Array, spec: PreprocessSpec) -> jax.Array:
 
 
 def init_state(
-    model: Classifier, tx: optax.GradientTransformation, mesh: Mesh, seed: int, with_ema: bool = False
+    model: Model, tx: optax.GradientTransformation, mesh: Mesh, seed: int, with_ema: bool = False
 ) -> tuple[TrainState, Any, list[str]]:
     """A fresh state born in its shards; returns it with its shardings and what the mesh could not divide."""
     create, _, placed, reports = planned_state(model, tx, mesh, seed, with_ema)
@@ -73,7 +73,7 @@ def init_state(
 
 
 def planned_state(
-    model: Classifier, tx: optax.GradientTransformation, mesh: Mesh, seed: int, with_ema: bool = False
+    model: Model, tx: optax.GradientTransformation, mesh: Mesh, seed: int, with_ema: bool = False
 ) -> tuple[Callable[[], TrainState], TrainState, Any, list[str]]:
     """(what makes a fresh state, its shapes in their shards, its shardings, what no axis divides); nothing is made yet."""
 
@@ -142,7 +142,8 @@ def make_train_step(
 def _averaged(ema: Params, params: Params, decay: float, step: jax.Array) -> Params:
     """The moving average behind `step`; a young one forgets its beginnings faster: by (1 + step) / (10 + step) at most."""
     kept = jnp.minimum(decay, (1 + step) / (10 + step))
-    return jax.tree.map(lambda mean, new: kept * mean + (1 - kept) * new, ema, params)
+    # In this form what does not change stays as it is, to the bit.
+    return jax.tree.map(lambda mean, new: mean + (1 - kept) * (new - mean), ema, params)
 
 
 def make_answer_step(model: Classifier, spec: PreprocessSpec, mesh: Mesh) -> Callable[[Params, Batch], Batch]:

@@ -17,7 +17,6 @@ from serving.command import ExitCode, UserError, progress
 from trainer import description, memory, optim, step
 from trainer.cached_logits import CachedLogits
 from trainer.checkpoint import Card, TrainCheckpoints, holds_training, load_card, steps
-from trainer.classifying import Classifying
 from trainer.config import Experiment, refuse_changes
 from trainer.data.global_batch import input_share, to_global
 from trainer.data.pipeline import train_batches
@@ -28,12 +27,14 @@ from trainer.evaluation import evaluate
 from trainer.metrics import MetricsWriter
 from trainer.models.build import Params
 from trainer.models.computing import in_dtype
+from trainer.pair_parts import assemble_pair
 from trainer.parts import Parts, assemble
 from trainer.preemption import Preemption
 from trainer.profiler import Profiler
 from trainer.rates import Rates, flops_per_image
 from trainer.skips import Skips
 from trainer.step import Batch, Frozen, TrainState
+from trainer.tasks import eval_step_of, task_of
 from trainer.teacher import stored_answers
 from trainer.watchdog import Watchdog
 
@@ -50,7 +51,7 @@ def train(experiment: Experiment, workdir: Path) -> dict[str, object]:
     with Preemption() as preemption:
         _refuse_a_model(workdir)
         _keep_compiled(experiment.compile_cache)
-        parts = assemble(experiment)
+        parts = assemble_pair(experiment) if experiment.pairs else assemble(experiment)
         mesh = mesh_of(experiment)
         workdir.mkdir(parents=True, exist_ok=True)
         with hold_for_all(workdir, "training"):
@@ -99,7 +100,7 @@ class _Run:
         self._answers = self._stored_answers()
         tx = optim.optimiser(experiment)
         fresh, placed, undivided = step.init_state(
-            card.classifier, tx, self._mesh, experiment.seed, experiment.ema_decay > 0
+            card.description, tx, self._mesh, experiment.seed, experiment.ema_decay > 0
         )
         self._state = self._first_state(fresh)
         teacher = parts.teacher if self._answers is None else None
@@ -109,11 +110,11 @@ class _Run:
             else None
         )
         asked = self._teacher.model if self._teacher else None
-        task = Classifying(experiment, card.classifier, card.preprocess, parts.objective, asked, self._mesh)
+        task = task_of(parts, asked, self._mesh)
         self._train_step = step.make_train_step(experiment, task, tx, placed, self._mesh)
-        self._eval_step = step.make_eval_step(card.classifier, card.preprocess, self._mesh)
+        self._eval_step = eval_step_of(parts, self._mesh)
         self._start = int(self._state.step)
-        self._rates.flops = flops_per_image(card.classifier, asked)
+        self._rates.flops = flops_per_image(card.description, asked)
         skips = Skips(len(parts.dataset.train), experiment.seed, experiment.batch)
         self._metrics = MetricsWriter(self._workdir, self._start, skips)
         if jax.process_index() == 0:
@@ -152,7 +153,7 @@ class _Run:
         finally:
             self._checkpoints.close()
             self._metrics.close()
-        model, trained = self._parts.card.classifier, self._experiment.total_steps > self._start
+        model, trained = self._parts.card.description, self._experiment.total_steps > self._start
         return {
             "stage": self._parts.card.meta["stage"],
             "workdir": str(self._workdir),
@@ -305,14 +306,14 @@ def _check_same_run(workdir: Path, experiment: Experiment, card: Card) -> None:
 def _shape(card: Card) -> str:
     """The model's size, and the sha256 of its description, in which any two differ."""
     text = json.dumps(card.to_json()["description"], sort_keys=True)
-    size = description.param_count(card.classifier)
+    size = description.param_count(card.description)
     return f"{size:,} parameters (description {hashlib.sha256(text.encode()).hexdigest()[:12]})"
 
 
 def _announce(
     experiment: Experiment, card: Card, start: int, undivided: list[str], mesh: Mapping[str, int]
 ) -> None:
-    model = card.classifier
+    model = card.description
     size = f"{description.param_count(model):,} parameters, {description.macs(model) / 1e6:.2f} MMACs"
     origin = f"resumed from step {start}" if start else "from step 0"
     if start >= experiment.total_steps:

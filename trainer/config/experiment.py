@@ -8,6 +8,7 @@ from trainer.config.fields import Problems
 from trainer.config.learning import Learning
 
 BAD_IMAGES = ("fatal", "skip")
+CONTRASTIVE_LOSSES = ("softmax", "sigmoid")
 DURATIONS = ("total", "warmup")  # each in one of the units
 UNITS = ("steps", "epochs", "examples")
 
@@ -23,6 +24,19 @@ class MeshShape:
     fsdp: Annotated[int, "axis over which parameters and batch are cut"] = 1
     model: Annotated[int, "axis over which heads and neurons are cut"] = 1
     slices: Annotated[int, "slices of a pod, each with such a mesh; replicas of each other"] = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Text:
+    """The text tower of a pair that is trained on images with texts."""
+
+    vocab: Annotated[str, "file of its vocabulary: BERT's .txt or SentencePiece's .model"] = ""
+    vocab_size: Annotated[int, "entries that it has room for"] = 0
+    max_tokens: Annotated[int, "that a text is cut and filled up to"] = 16
+    width: Annotated[int, "channels of its residual stream"] = 192
+    layers: Annotated[int, "its blocks"] = 12
+    heads: Annotated[int, "in each block"] = 3
+    mlp_dim: Annotated[int, "neurons in each block"] = 768
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +81,9 @@ class Experiment(Learning):
         str,
         "folder of compiled steps, on storage that all processes share and nobody else may write; empty: compile anew",
     ] = ""
+    text: Text = Text()
+    contrastive_loss: Annotated[str, "of images with texts: softmax, or sigmoid"] = "softmax"
+    lock_image: Annotated[bool, "whether the image tower of a pair stays as it began (LiT)"] = True
     mesh: MeshShape = MeshShape()
 
     def __post_init__(self) -> None:
@@ -87,6 +104,12 @@ class Experiment(Learning):
 
     def _check_parts(self, found: Problems) -> None:
         self._check_durations(found)
+        found.check(
+            self.contrastive_loss in CONTRASTIVE_LOSSES,
+            f"contrastive_loss={self.contrastive_loss!r} must be one of {', '.join(CONTRASTIVE_LOSSES)}",
+        )
+        if self.pairs:
+            self._check_pairs(found)
         found.check_at_least(0, stall_after_s=self.stall_after_s)
         found.check(
             re.fullmatch(r"(\d+,\d+)?", self.profile_steps) is not None,
@@ -112,6 +135,35 @@ class Experiment(Learning):
         """The steps that are profiled."""
         first, _, last = self.profile_steps.partition(",")
         return range(int(first), int(last) + 1) if first else range(0)
+
+    @property
+    def pairs(self) -> bool:
+        """Whether images come with texts in place of classes."""
+        return self.dataset.startswith("pairs:")
+
+    def _check_pairs(self, found: Problems) -> None:
+        sizes = {f"text.{name}": getattr(self.text, name) for name in ("width", "layers", "heads", "mlp_dim")}
+        found.check_at_least(1, **sizes, **{"text.max_tokens": self.text.max_tokens})
+        found.check(bool(self.text.vocab), "images with texts need text.vocab, the file of a vocabulary")
+        found.check(
+            self.text.width % max(1, self.text.heads) == 0,
+            f"text.heads={self.text.heads} does not divide text.width={self.text.width}",
+        )
+        for name, off in (
+            *(("distill_weight", 0.0), ("mixup", 0.0), ("cutmix", 0.0), ("label_smoothing", 0.0)),
+            *(
+                ("accum_steps", 1),
+                ("qat_steps", 0),
+                ("do", 0.0),
+                ("sd", 0.0),
+                ("remat", "none"),
+                ("scan_blocks", False),
+            ),
+        ):
+            found.check(
+                getattr(self, name) == off,
+                f"{name}={getattr(self, name)} is for classes; with images and texts leave it at {off}",
+            )
 
     def in_steps(self, examples: int) -> "Experiment":
         """The same training with all durations in steps, of a data set of so many training examples.

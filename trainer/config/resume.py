@@ -22,6 +22,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "checkpoint_every",
         "keep_last",
         "workers",
+        "text.vocab",
         "stall_after_s",
         "profile_steps",
         "compile_cache",

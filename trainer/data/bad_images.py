@@ -86,11 +86,12 @@ class Sound:
 
 
 def _looked_at(source: ImageSource, classes: int) -> dict[int, str]:
+    """Place → what is wrong with it; no classes: labels are none of classes."""
     found: dict[int, str] = {}
 
     def problem(place: int) -> str | None:
-        label = int(source.labels[place])
-        if not 0 <= label < classes:
+        label = int(source.labels[place]) if classes else 0
+        if classes and not 0 <= label < classes:
             return f"label {label}, there are {classes} classes"
         try:
             source.images[place]

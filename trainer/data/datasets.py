@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from serving.command import UserError
-from trainer.data import cifar, digits, folder, mnist, shards, tfds
+from serving.tokenise import TokeniserSpec
+from trainer.data import cifar, digits, folder, mnist, pairs, shards, tfds
 from trainer.data.bad_images import Sound
 from trainer.data.source import Dataset
 
@@ -44,17 +45,33 @@ def open_dataset(name: str, data_dir: str = "", bad_images: str = "fatal") -> Da
     raise UserError(f"unknown data set {name!r}; nearest is {near[0]!r}, all are {', '.join(known)}")
 
 
+def open_pairs(name: str, tokens: TokeniserSpec, vocab: Path, bad_images: str = "fatal") -> Dataset:
+    """The images with texts called `name`, the texts as tokens by the vocabulary in the file `vocab`.
+
+    Raises:
+      UserError: for pairs or a vocabulary that cannot be read.
+    """
+    return pairs.load(name, tokens, vocab, Sound(bad_images == "skip", _CACHE.expanduser()))
+
+
 def classes_of(name: str) -> int:
     """How many classes a data set has that is known by name; 0 where its files say."""
     return {"digits": 10, "mnist": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100}.get(name, 0)
 
 
-def open_again(meta: Mapping[str, Any], data_dir: str = "") -> Dataset:
+def open_again(meta: Mapping[str, Any], data_dir: str = "", vocab: str = "") -> Dataset:
     """The data set that a checkpoint with this `meta` learnt from, its files from `data_dir` if they are elsewhere now.
 
     Raises:
-      UserError: as `open_dataset` does.
+      UserError: as `open_dataset` does, and for texts without the vocabulary that they were read by.
     """
+    if meta["dataset"].startswith(pairs.KIND):
+        if not vocab:
+            raise UserError(
+                f"{meta['dataset']} has texts; give the vocabulary that they were read by, with --vocab"
+            )
+        tokens = TokeniserSpec.from_json(meta["tokeniser"])
+        return open_pairs(meta["dataset"], tokens, Path(vocab), meta["bad_images"])
     return open_dataset(meta["dataset"], data_dir or meta["data_dir"], meta.get("bad_images", "fatal"))
 
 

@@ -11,7 +11,7 @@ from trainer.description.vit import Block, ViT
 def param_count(model: Model) -> int:
     """The number of parameters, equal to the number of elements in the model's arrays."""
     if isinstance(model, TwoTowers):
-        return param_count(model.image) + param_count(model.text) + 1  # the temperature
+        return int(model.bias) + param_count(model.image) + param_count(model.text) + 1  # the temperature
     if isinstance(model, TextTower):
         return _text_params(model)
     return _mixer_params(model) if isinstance(model, Mixer) else _vit_params(model)

@@ -21,7 +21,7 @@ _KINDS: dict[str, type[ViT | Mixer | TextTower | TwoTowers]] = {
     "text": TextTower,
     "two_towers": TwoTowers,
 }
-_LATER: tuple[tuple[str, Any], ...] = (("merge", 0), ("groups", ()))
+_LATER: tuple[tuple[str, Any], ...] = (("merge", 0), ("groups", ()), ("bias", False))
 _NUMBERS = {"int": int, "float": float}
 
 

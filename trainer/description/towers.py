@@ -10,10 +10,14 @@ from trainer.description.vit import ViT
 
 @dataclasses.dataclass(frozen=True)
 class TwoTowers:
-    """An image and a text tower whose L2-normalised embeddings are compared at a learned temperature (LiT, arXiv:2111.07991)."""
+    """An image and a text tower whose L2-normalised embeddings are compared at a learned temperature (LiT, arXiv:2111.07991).
+
+    With `bias` a learned number is added to what is compared, as the sigmoid loss wants it (SigLIP, arXiv:2303.15343).
+    """
 
     image: ViT
     text: TextTower
+    bias: bool = False
     kind: Literal["two_towers"] = "two_towers"
 
     def __post_init__(self) -> None:

@@ -54,9 +54,11 @@ class DatasetSamples:
         _require(count, len(self.data.train), self.data.name)
         return self._normalised(self.data.train, count)
 
-    def scored(self) -> tuple[Array, Array, str]:
-        """See `Samples`."""
+    def scored(self) -> tuple[Array, Array, str] | None:
+        """See `Samples`; texts are no labels."""
         split = self.data.validation
+        if not self.data.class_names:
+            return None
         images = self._normalised(split, len(split))
         return images, split.labels, f"{self.data.name} validation, {len(split)} images"
 

@@ -54,7 +54,7 @@ def from_checkpoint(path: str, data_dir: str, vocab: str = "") -> Subject:
       UserError: when the checkpoint or its data set cannot be read, or they do not belong together.
     """
     loaded = checkpoint.load(path)
-    data = open_again(loaded.meta, data_dir)
+    data = open_again(loaded.meta, data_dir, vocab)
     if not isinstance(loaded.description, TwoTowers):  # which knows no classes
         check_classes(loaded, data)
     return Subject(

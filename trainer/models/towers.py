@@ -3,6 +3,8 @@
 Shapes: B images, A texts, H W pixels, C channels, T tokens, E embedding.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -11,6 +13,8 @@ from trainer.description import TwoTowers
 from trainer.models.text import TextEncoder
 from trainer.models.vit import VisionTransformer
 
+# Where both papers begin: likeness times 10, and nearly no pair taken for one (arXiv:2303.15343, section 3.2).
+_FIRST_T, _FIRST_BIAS = math.log(10.0), -10.0
 _NORM_EPS = 1e-8  # added to the norm, as published, so that an embedding of zeros stays one
 
 
@@ -20,7 +24,9 @@ class ImageTextPair(nnx.Module):
     def __init__(self, model: TwoTowers, rngs: nnx.Rngs) -> None:
         self.image = VisionTransformer(model.image, rngs)
         self.text = TextEncoder(model.text, rngs)
-        self.t = nnx.Param(jnp.zeros((1,)))
+        self.t = nnx.Param(jnp.full((1,), _FIRST_T))
+        if model.bias:
+            self.b = nnx.Param(jnp.full((1,), _FIRST_BIAS))
 
     def embed_images(self, images: jax.Array) -> jax.Array:
         """Images (B, H, W, C) → embeddings of length 1 (B, E)."""

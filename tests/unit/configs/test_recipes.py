@@ -27,6 +27,10 @@ RECIPES: dict[str, tuple[Callable[..., Experiment | Compression], list[tuple[str
     "configs/fashion_mnist.py:scratch": (config.experiment, _SCRATCH),
     "configs/fashion_mnist_long.py:base": (config.experiment, []),
     "configs/fashion_mnist_long.py:large": (config.experiment, []),
+    "configs/lit.py": (
+        config.experiment,
+        [("dataset", "pairs:photos.jsonl"), ("text.vocab", "vocab.txt"), ("pretrained", "runs/teacher")],
+    ),
     "configs/augreg.py:Ti_16": (config.experiment, []),
     "configs/augreg.py:R_Ti_16": (
         config.experiment,
