@@ -105,9 +105,13 @@ class Loaded(Card):
     params: Params
 
 
+def _top1(metrics: Any) -> float:
+    return float(metrics["top1"])
+
+
 def _is_news(record: logging.LogRecord) -> bool:
-    """False of what Orbax logs with a traceback: threads of its own log what the next call raises."""
-    return record.exc_info is None
+    """False of what Orbax logs with a traceback, which the next call raises, and of saves that nobody has evaluated."""
+    return record.exc_info is None and "tracked_metric" not in record.getMessage()
 
 
 logging.getLogger("absl").addFilter(_is_news)
@@ -116,8 +120,14 @@ logging.getLogger("absl").addFilter(_is_news)
 class TrainCheckpoints:
     """The checkpoints of one training run in its workdir; saving goes on in the background while training does."""
 
-    def __init__(self, workdir: Path, keep_last: int) -> None:
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep_last, enable_async_checkpointing=True)
+    def __init__(self, workdir: Path, keep_last: int, keep_best: int = 0) -> None:
+        keeps = ocp.checkpoint_managers
+        best = keeps.BestN(get_metric_fn=_top1, n=keep_best, keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(
+            best_fn=_top1 if keep_best else None,
+            preservation_policy=keeps.AnyPreservationPolicy([keeps.LatestN(n=keep_last), best]),
+            enable_async_checkpointing=True,
+        )
         items = ("params", "opt", "ema", "recent", "meta")
         self._manager = ocp.CheckpointManager(
             (workdir / _FOLDER).absolute(), options=options, item_names=items
@@ -127,14 +137,17 @@ class TrainCheckpoints:
         """The newest step whose checkpoint is whole."""
         return self._manager.latest_step()
 
-    def save(self, state: State, card: Card) -> None:
-        """Starts saving `state` under its own step number; an error of the previous save is raised here."""
+    def save(self, state: State, card: Card, top1: float | None = None) -> None:
+        """Starts saving `state` under its own step number; an error of the previous save is raised here.
+
+        `top1` is what the best ones are known by; None where it was not evaluated.
+        """
         trees = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
         arguments = ocp.args.Composite(**trees, meta=ocp.args.JsonSave(card.to_json()))
         number = int(card.meta["step"])
         with self._room_for(number):
             _require_room(Path(self._manager.directory), jax.tree.leaves(_items(state)))
-            self._manager.save(number, args=arguments)
+            self._manager.save(number, args=arguments, metrics=None if top1 is None else {"top1": top1})
 
     @contextlib.contextmanager
     def _room_for(self, step: int) -> Iterator[None]:

@@ -26,13 +26,18 @@ def evaluate(
     spec: PreprocessSpec,
     batch: int,
     mesh: Mesh,
+    alive: Callable[[], None] = lambda: None,
 ) -> Score:
-    """top1 (a fraction), loss (nats) and count over all of `source`, in padded batches whose padding is masked."""
+    """top1 (a fraction), loss (nats) and count over all of `source`, in padded batches whose padding is masked.
+
+    `alive` is called after each of them.
+    """
     sums = {"loss": 0.0, "correct": 0.0, "count": 0.0}
     share, shares = input_share(mesh)
     for padded in eval_batches(source, spec, batch=batch, process_index=share, process_count=shares):
         for name, value in eval_step(params, to_global(padded, mesh)).items():
             sums[name] += float(value)
+        alive()
     return {
         "top1": sums["correct"] / sums["count"],
         "loss": sums["loss"] / sums["count"],

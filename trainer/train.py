@@ -8,6 +8,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -86,8 +87,9 @@ class _Run:
 
     def __init__(self, parts: Parts, mesh: Mesh, workdir: Path) -> None:
         self._experiment, self._parts, self._mesh, self._workdir = parts.experiment, parts, mesh, workdir
-        self._checkpoints = TrainCheckpoints(workdir, parts.experiment.keep_last)
+        self._checkpoints = TrainCheckpoints(workdir, parts.experiment.keep_last, parts.experiment.keep_best)
         self._rates = Rates(parts.experiment.batch)
+        self._scores: dict[int, float] = {}  # validation top-1 by step
         try:
             with self._rates.spending("start"):
                 self._build()
@@ -148,8 +150,7 @@ class _Run:
         try:
             with Watchdog(self._workdir, self._experiment.stall_after_s) as watchdog:
                 self._loop(preemption, watchdog)
-                watchdog.at("evaluating", self._experiment.total_steps)
-                score = self._evaluate(self._experiment.total_steps)
+                score = self._evaluate(self._experiment.total_steps, watchdog)
         finally:
             self._checkpoints.close()
             self._metrics.close()
@@ -187,8 +188,7 @@ class _Run:
                 self._log(number, metrics, number % experiment.log_every == 0 or last)
                 # Before saving: who goes on from a checkpoint has the whole record up to it.
                 if number % experiment.eval_every == 0 and not last:
-                    watchdog.at("evaluating", number)
-                    self._evaluate(number)
+                    self._evaluate(number, watchdog)
                 if number % experiment.checkpoint_every == 0 or last:
                     watchdog.at("saving", number)
                     self._save(number)
@@ -243,20 +243,30 @@ class _Run:
 
     def _save(self, number: int) -> None:
         self._metrics.flush()
+        top1 = self._scores.get(number) if self._experiment.keep_best else None
         with self._rates.spending("save"):
-            self._checkpoints.save(self._state, self._card_at(number))
+            self._checkpoints.save(self._state, self._card_at(number), top1)
 
     def _card_at(self, number: int) -> Card:
         position = {"step": number, "next_example": number * self._experiment.batch}
         card = self._parts.card
         return dataclasses.replace(card, meta={**card.meta, **position})
 
-    def _evaluate(self, number: int) -> dict[str, float]:
+    def _evaluate(self, number: int, watchdog: Watchdog) -> dict[str, float]:
+        alive = partial(watchdog.at, "evaluating", number)
+        alive()
         source, spec = self._parts.dataset.validation, self._parts.card.preprocess
         with self._rates.spending("evaluate"):
             score = evaluate(
-                self._eval_step, self._state.evaluated, source, spec, self._experiment.batch_eval, self._mesh
+                self._eval_step,
+                self._state.evaluated,
+                source,
+                spec,
+                self._experiment.batch_eval,
+                self._mesh,
+                alive,
             )
+        self._scores[number] = score["top1"]
         self._metrics.flush()
         self._metrics.write(number, {f"validation_{name}": value for name, value in score.items()})
         return score

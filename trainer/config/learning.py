@@ -100,6 +100,10 @@ class Learning:
     eval_every: Annotated[int, "steps from one evaluation to the next"]
     checkpoint_every: Annotated[int, "steps from one checkpoint to the next"]
     keep_last: Annotated[int, "newest checkpoints that are kept"] = 2
+    keep_best: Annotated[
+        int,
+        "checkpoints that are kept beside the newest: the best by validation top-1, of those that were evaluated",
+    ] = 0
     log_every: Annotated[int, "steps from one line of metrics.jsonl to the next"] = 10
     workers: Annotated[int, "Grain worker processes; 0 reads in this one"] = 0
 
@@ -141,6 +145,7 @@ class Learning:
             teacher_epochs=self.teacher_epochs,
             feature_weight=self.feature_weight,
             skip_sigmas=self.skip_sigmas,
+            keep_best=self.keep_best,
         )
         found.check_above_0(
             base_lr=self.base_lr,

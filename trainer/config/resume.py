@@ -21,6 +21,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "eval_every",
         "checkpoint_every",
         "keep_last",
+        "keep_best",
         "workers",
         "text.vocab",
         "stall_after_s",

@@ -229,3 +229,17 @@ def test_a_state_that_cannot_be_restored_is_refused_with_its_step(tmp_path: Path
     with pytest.raises(UserError, match=r"checkpoints/10 cannot be restored"):
         manager.restore(_state(0))
     manager.close()
+
+
+def test_the_best_are_kept_beside_the_newest(tmp_path: Path) -> None:
+    manager = TrainCheckpoints(tmp_path, keep_last=1, keep_best=2)
+    for step, top1 in ((10, 0.5), (20, 0.9), (30, None), (40, 0.7), (50, 0.6), (60, None)):
+        manager.save(_state(step), dataclasses.replace(CARD, meta={**META, "step": step}), top1)
+    manager.close()
+    assert checkpoint.steps(tmp_path) == [20, 40, 60]
+    assert checkpoint.load_card(tmp_path / "checkpoints/20").meta["step"] == 20
+    again = TrainCheckpoints(tmp_path, keep_last=1, keep_best=2)
+    assert again.latest_step() == 60
+    again.save(_state(70), dataclasses.replace(CARD, meta={**META, "step": 70}), 0.8)
+    again.close()
+    assert checkpoint.steps(tmp_path) == [20, 70]
