@@ -8,6 +8,7 @@ from importlib.util import find_spec
 EXTRAS = {
     "serve": ("grpc_health", "onnxruntime", "PIL"),
     "train": (
+        "array_record",
         "jax",
         "flax",
         "optax",
@@ -20,9 +21,11 @@ EXTRAS = {
         "PIL",
         "sklearn",
         "scipy",
+        "simplejpeg",
         "matplotlib",
         "fsspec",
         "safetensors",
+        "tensorboardX",
         "sentencepiece",
         "tokenizers",
     ),
