@@ -218,12 +218,19 @@ def test_a_module_that_no_installation_brings_is_our_bug(capsys: pytest.CaptureF
     assert "Traceback" in capsys.readouterr().err
 
 
+def _normalised(name: str) -> str:
+    """A distribution's name as PEP 503 compares it."""
+    return re.sub("[-_.]+", "-", name).lower()
+
+
 def test_the_extras_hold_what_the_project_declares() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     distributions = importlib.metadata.packages_distributions()
     for extra, packages in installation.EXTRAS.items():
-        declared = {re.split("[<>=]", line)[0].lower() for line in project["optional-dependencies"][extra]}
-        named = {package: {name.lower() for name in distributions[package]} for package in packages}
+        declared = {
+            _normalised(re.split("[<>=]", line)[0]) for line in project["optional-dependencies"][extra]
+        }
+        named = {package: {_normalised(name) for name in distributions[package]} for package in packages}
         assert all(names & declared for names in named.values())
         assert all(any(one in names for names in named.values()) for one in declared)
 
