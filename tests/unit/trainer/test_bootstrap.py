@@ -1,0 +1,143 @@
+"""Joining a job: what the environment says, and the roll call of its processes."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from serving.command import ExitCode, UserError
+from tests.support.trainings import ROOT
+from trainer.distributed.bootstrap import Job, first_host, job_of
+from trainer.distributed.roll_call import MissingError, roll_call
+
+SLURM = {"SLURM_STEP_NODELIST": "node[003-007,9]", "SLURM_STEP_NUM_TASKS": "6", "SLURM_PROCID": "4"}
+TPU = {"TPU_WORKER_HOSTNAMES": "10.0.0.2,10.0.0.3", "TPU_WORKER_ID": "1"}
+OWN = {"VITFORGE_COORDINATOR": "a:1", "VITFORGE_NUM_PROCESSES": "2", "VITFORGE_PROCESS_ID": "0"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "job"),
+    [
+        ({}, None),
+        (OWN, Job("a:1", 2, 0)),
+        (SLURM, Job("node003:8476", 6, 4)),
+        (SLURM | OWN, Job("a:1", 2, 0)),  # our launcher knows better
+        (SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, None),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None),  # an allocation, and no step
+        (TPU, Job("10.0.0.2:8476", 2, 1)),
+        (TPU | {"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+    ],
+)
+def test_the_job_is_the_one_that_the_environment_names(environment: dict[str, str], job: Job | None) -> None:
+    assert job_of(environment) == job
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"VITFORGE_PROCESS_ID": "0"}, "only VITFORGE_PROCESS_ID is set; set all or none"),
+        (OWN | {"VITFORGE_NUM_PROCESSES": "two"}, "VITFORGE_NUM_PROCESSES='two' is no whole number"),
+    ],
+)
+def test_variables_that_are_incomplete_or_no_numbers_are_refused(
+    environment: dict[str, str], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        job_of(environment)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("n1", "n1"),
+        ("n1,n2", "n1"),
+        ("n[3-7]", "n3"),
+        ("n[07,9-11],m2", "n07"),
+        ("rack-1-n[2,4]-ib", "rack-1-n2-ib"),
+    ],
+)
+def test_the_first_host_of_a_node_list(nodes: str, first: str) -> None:
+    assert first_host(nodes) == first
+
+
+@pytest.fixture
+def address() -> str:
+    with socket.create_server(("localhost", 0)) as server:
+        return f"localhost:{server.getsockname()[1]}"
+
+
+def call_of(address: str, count: int, present: list[int], timeout_s: float) -> dict[int, str]:
+    """What each of the present processes hears: nothing, or who is missing."""
+    heard: dict[int, str] = {}
+
+    def one(index: int) -> Callable[[], None]:
+        def run() -> None:
+            try:
+                roll_call(address, count, index, timeout_s)
+                heard[index] = ""
+            except MissingError as error:
+                heard[index] = str(error)
+
+        return run
+
+    threads = [threading.Thread(target=one(index)) for index in present]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return heard
+
+
+def test_all_go_on_when_all_are_there_and_the_address_is_free_again(address: str) -> None:
+    assert call_of(address, 4, [2, 0, 3, 1], 60) == dict.fromkeys(range(4), "")
+    assert call_of(address, 2, [1, 0], 60) == {0: "", 1: ""}
+
+
+def test_all_hear_who_is_missing(address: str) -> None:
+    heard = call_of(address, 5, [0, 3], 1.0)
+    assert set(heard.values()) == {"processes 1, 2, 4 of 5 did not come within 1 s; see what their logs say"}
+    assert set(heard) == {0, 3}
+
+
+def test_without_process_0_the_others_say_so(address: str) -> None:
+    (said,) = call_of(address, 2, [1], 0.5).values()
+    assert said.startswith(f"process 0 cannot be reached at {address} within 0.5 s")
+
+
+def test_calls_of_strangers_are_not_counted(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    heard: dict[int, str] = {}
+    waits = threading.Thread(target=lambda: heard.update(call_of(address, 2, [0], 60)))
+    waits.start()
+    for content in (b"GET / HTTP/1.1\n", b'{"process": 7}\n', b""):
+        while True:
+            try:
+                with socket.create_connection((host, int(port)), timeout=5) as stranger:
+                    stranger.sendall(content)
+                break
+            except ConnectionRefusedError:
+                continue  # it does not listen yet
+    assert call_of(address, 2, [1], 60) == {1: ""}
+    waits.join()
+    assert heard == {0: ""}
+
+
+def test_a_command_that_waits_in_vain_ends_with_the_name_of_who_is_missing(address: str) -> None:
+    environment = {
+        **os.environ,
+        "VITFORGE_COORDINATOR": address,
+        "VITFORGE_NUM_PROCESSES": "2",
+        "VITFORGE_PROCESS_ID": "0",
+        "VITFORGE_START_TIMEOUT_S": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [sys.executable, "-m", "trainer.main", "--config=configs/digits.py", "--workdir=runs/never"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == ExitCode.LOST_PEER
+    assert done.stderr.splitlines()[-1] == (
+        "error: process 0 of 2: process 1 of 2 did not come within 1 s; see what their logs say"
+    )
