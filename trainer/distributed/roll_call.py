@@ -34,7 +34,8 @@ def roll_call(address: str, count: int, index: int, timeout_s: float) -> None:
 def _receive(port: int, count: int, deadline_s: float, timeout_s: float) -> None:
     """Process 0: hears of the others, and tells them all what came of it."""
     calls: dict[int, socket.socket] = {}
-    with socket.create_server(("", port), reuse_port=False) as server:
+    # A launcher may hold the port for the job, bound and not listening.
+    with socket.create_server(("", port), reuse_port=True) as server:
         while len(calls) < count - 1:
             server.settimeout(max(0.01, deadline_s - time.monotonic()))
             try:
