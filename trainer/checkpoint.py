@@ -34,6 +34,8 @@ from trainer.models.build import Params, flatten, param_shapes, unflatten
 
 _FOLDER = "checkpoints"
 _SAID_BYTES = 8192  # of metadata, for an array, twice over while it is committed
+_NAMED = 8  # differences in a message
+_NO_NEWS = ("tracked_metric", "_CHECKPOINT_METADATA", "Failed to get item metadata")
 _FULL = ("No space left on device", "os_error_code='28'")
 Meta = dict[str, Any]
 Items = dict[str, Any]
@@ -110,8 +112,8 @@ def _top1(metrics: Any) -> float:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """False of what Orbax logs with a traceback, which the next call raises, and of saves that nobody has evaluated."""
-    return record.exc_info is None and "tracked_metric" not in record.getMessage()
+    """False of what Orbax logs with a traceback, which the next call raises, and of what is as it should be."""
+    return record.exc_info is None and not any(sign in record.getMessage() for sign in _NO_NEWS)
 
 
 logging.getLogger("absl").addFilter(_is_news)
@@ -177,18 +179,22 @@ class TrainCheckpoints:
         Raises:
           UserError: when they are damaged, or not of these shapes.
         """
+        latest = self.latest_step()
+        folder = Path(self._manager.directory) / str(latest)
         asked = {name: jax.tree.map(_abstract, tree) for name, tree in _items(like).items()}
+        if not (folder / "recent").is_dir():  # as none had before there was a guard: it begins to look anew
+            del asked["recent"]
         arguments = ocp.args.Composite(
             **{name: ocp.args.StandardRestore(tree) for name, tree in asked.items()}
         )
-        latest = self.latest_step()
+        _require_same(folder, asked)
         try:
             saved = self._manager.restore(latest, args=arguments)
             leaves = [saved["opt"][path] for path in asked["opt"]]
         except (ValueError, KeyError, OSError) as error:
             reason = " ".join(str(error).split())[:300]  # Orbax explains at length
             raise UserError(
-                f"checkpoint {self._manager.directory / str(latest)} cannot be restored: {reason}; "
+                f"checkpoint {folder} cannot be restored: {reason}; "
                 "remove it to go on from the one before, or give another --workdir"
             ) from error
         opt = jax.tree.unflatten(jax.tree.structure(like.opt), leaves)
@@ -205,6 +211,44 @@ class TrainCheckpoints:
                 self._manager.wait_until_finished()
             finally:
                 self._manager.close()
+
+
+def _require_same(folder: Path, asked: Items) -> None:
+    """Refuses arrays of another shape or dtype than is asked for, or others: Orbax would cast the one, and pad or cut the other.
+
+    Raises:
+      UserError: naming every array that differs, as it is stored and as it is asked for.
+    """
+    differences = []
+    with ocp.StandardCheckpointer() as reader:
+        for item, tree in asked.items():
+            stored, wanted = _forms(_metadata(reader, folder / item)), _forms(tree)
+            if not stored:
+                continue
+            differences += [
+                f"{item}/{name} is {stored.get(name, 'not there')}, {wanted.get(name, 'not asked for')} wanted"
+                for name in sorted(stored.keys() | wanted.keys())
+                if stored.get(name) != wanted.get(name)
+            ]
+    if differences:
+        more = f"; and {len(differences) - _NAMED} more" if len(differences) > _NAMED else ""
+        raise UserError(
+            f"checkpoint {folder} holds other arrays than this run: {'; '.join(differences[:_NAMED])}{more}; go on with what it "
+            "began with, or begin anew from it with --config.pretrained in another --workdir"
+        )
+
+
+def _metadata(reader: ocp.StandardCheckpointer, folder: Path) -> Any:
+    """What is said of an item's arrays; nothing where it is not there or cannot be read: restoring says why."""
+    try:
+        return reader.metadata(folder.absolute()).item_metadata.tree
+    except (ValueError, KeyError, OSError, AttributeError):
+        return {}
+
+
+def _forms(tree: Any) -> dict[str, str]:
+    """Name → dtype and shape, such as float32 (3, 4)."""
+    return {name: f"{leaf.dtype} {tuple(leaf.shape)}" for name, leaf in flatten(tree).items()}
 
 
 def _require_room(folder: Path, leaves: list[jax.Array]) -> None:

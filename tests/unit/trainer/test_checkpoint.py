@@ -243,3 +243,37 @@ def test_the_best_are_kept_beside_the_newest(tmp_path: Path) -> None:
     again.save(_state(70), dataclasses.replace(CARD, meta={**META, "step": 70}), 0.8)
     again.close()
     assert checkpoint.steps(tmp_path) == [20, 70]
+
+
+def test_arrays_of_another_kind_are_refused_by_name_before_any_is_read(tmp_path: Path) -> None:
+    manager = TrainCheckpoints(tmp_path, keep_last=1)
+    manager.save(_state(10), dataclasses.replace(CARD, meta={**META, "step": 10}))
+    manager.close()
+    again = TrainCheckpoints(tmp_path, keep_last=1)
+    halves = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), _state(0).params)
+    with pytest.raises(UserError) as refused:
+        again.restore(dataclasses.replace(_state(0), params=halves))
+    assert "params/blocks/0/attention/key/bias is float32 " in str(refused.value)
+    assert "bfloat16 " in str(refused.value)
+    assert " more; go on with what it began with" in str(refused.value)
+    narrow = {**_state(0).params, "pos": _state(0).params["pos"][:, :2]}
+    fewer = {name: leaf for name, leaf in narrow.items() if name != "norm"}
+    with pytest.raises(
+        UserError, match=r"params/norm/bias is float32 \S+, not asked for wanted; .*params/pos is"
+    ):
+        again.restore(dataclasses.replace(_state(0), params=fewer))
+    with pytest.raises(UserError, match=r"checkpoints/10 cannot be restored"):
+        again.restore(dataclasses.replace(_state(0), ema={"pos": _state(0).params["pos"]}))
+    again.close()
+
+
+def test_a_checkpoint_from_before_there_was_a_guard_goes_on(tmp_path: Path) -> None:
+    manager = TrainCheckpoints(tmp_path, keep_last=1)
+    manager.save(_state(10), dataclasses.replace(CARD, meta={**META, "step": 10}))
+    manager.close()
+    shutil.rmtree(tmp_path / "checkpoints/10/recent")
+    again = TrainCheckpoints(tmp_path, keep_last=1)
+    saved = again.restore(_state(0))
+    again.close()
+    assert set(saved) == {"params", "opt"}
+    assert_equal(saved["params"], _state(10).params)
