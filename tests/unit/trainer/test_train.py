@@ -31,7 +31,7 @@ def test_when_a_checkpoint_is_written_the_record_up_to_it_is_complete(
 ) -> None:
     """Else a run that goes on from it would lack lines of the steps before."""
 
-    def kill(self: checkpoint.TrainCheckpoints, state: State, card: Card) -> None:
+    def kill(self: checkpoint.TrainCheckpoints, state: State, card: Card, top1: float | None = None) -> None:
         raise _KilledError
 
     save_digits(tmp_path / "small")
