@@ -161,6 +161,8 @@ class TrainCheckpoints:
         ) as error:  # tensorstore, Orbax and Python each say it in a way of their own, and late
             if not any(sign in str(error) for sign in _FULL):
                 raise
+            with contextlib.suppress(Exception):  # what is still being saved may become whole
+                self._manager.wait_until_finished()
             whole = steps(Path(self._manager.directory))
             left = (
                 f"the checkpoint of step {whole[-1]} is whole"

@@ -176,10 +176,10 @@ def test_a_stuck_process_is_named_and_the_job_ends(shape: Path, tmp_path: Path) 
     )
     assert (code, output) == (ExitCode.STALLED, ""), log
     assert re.search(
-        r"error: stalled: process \d has been stepping at step 2\d for 1\d s, the limit is stall_after_s=10",
+        r"error: stalled: process \d has been stepping at step 2\d for \d+ s, the limit is stall_after_s=10",
         log,
     )
-    assert re.search(r"furthest behind is process 1 \(\S+\), stepping at step 20 for", log)
+    assert re.search(r"furthest behind is process 1 \(\S+\), stepping at step 25 for", log)
     (stacks, *_) = sorted((tmp_path / "run").glob("stacks-process-*.txt"))
     assert "Thread" in stacks.read_text()
-    assert checkpoint.steps(tmp_path / "run") == [10]
+    assert checkpoint.steps(tmp_path / "run") == [10, 20]

@@ -1,4 +1,4 @@
-"""`trainer.main` of whose processes number 1 is stuck in Python at step 20, as by a lock that nobody gives back."""
+"""`trainer.main` of whose processes number 1 is stuck in Python at step 25, as by a lock that nobody gives back."""
 
 import os
 import runpy
@@ -16,7 +16,7 @@ def _stuck(*arguments: Any) -> Any:
     def one(*given: Any) -> Any:
         nonlocal taken
         taken += 1
-        if taken == 20 and os.environ["VITFORGE_PROCESS_ID"] == "1":
+        if taken == 25 and os.environ["VITFORGE_PROCESS_ID"] == "1":
             threading.Event().wait()
         return compiled(*given)
 

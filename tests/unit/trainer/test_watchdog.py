@@ -15,12 +15,14 @@ from pathlib import Path
 from trainer.watchdog import Watchdog
 
 folder, what = Path(sys.argv[1]), sys.argv[2]
-with Watchdog(folder, 0.0 if what == "off" else 0.5) as watchdog:
+# Long beside what a busy machine takes for a tenth of a second, short beside what a test may take.
+limit_s = {"off": 0.0, "stuck": 0.5}.get(what, 3.0)
+with Watchdog(folder, limit_s) as watchdog:
     if what == "compiling":
         watchdog.at("compiling", 1)
-        threading.Event().wait(1.2)
+        threading.Event().wait(4.0)
     elif what == "alive":
-        for step in range(12):
+        for step in range(40):
             watchdog.at("stepping", step)
             threading.Event().wait(0.1)
     else:
