@@ -22,6 +22,7 @@ from serving.command import ExitCode
 
 _KEY = "vitforge/alive/"
 _COMPILING_TAKES = 4  # times the limit
+_LATE_S = 2.0  # that a busy machine may wake this thread
 
 
 class Watchdog:
@@ -51,8 +52,13 @@ class Watchdog:
         self._where, self._alive_s = (phase, step), time.monotonic()
 
     def _watch(self) -> None:
-        told = None
-        while not self._ended.wait(min(self._limit_s / 10, 5.0)):
+        told, every_s, woke_s = None, min(self._limit_s / 10, 5.0), time.monotonic()
+        while not self._ended.wait(every_s):
+            slept_s, woke_s = time.monotonic() - woke_s, time.monotonic()
+            if (
+                slept_s > 3 * every_s + _LATE_S
+            ):  # the whole process was stopped, or its machine: nobody is to blame
+                self._alive_s += slept_s
             if self._store is not None and told != self._where:
                 told = self._where
                 self._tell(told)

@@ -2,12 +2,16 @@
 
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from serving.command import ExitCode
 from tests.support.trainings import ROOT
+from trainer import watchdog
+from trainer.watchdog import Watchdog
 
 _LOOP = """
 import sys, threading
@@ -57,3 +61,24 @@ def test_a_stuck_loop_ends_with_its_code_and_all_stacks(tmp_path: Path) -> None:
 def test_what_gives_signs_of_life_or_compiles_is_left_alone(what: str, tmp_path: Path) -> None:
     assert run(tmp_path, what) == (0, "ended\n", "")
     assert not list(tmp_path.iterdir())
+
+
+def test_time_in_which_the_whole_process_was_stopped_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jump_s, ended = 0.0, threading.Event()
+
+    class Clock:
+        """A clock that jumps, as it does for a process that is stopped for a while."""
+
+        @staticmethod
+        def monotonic() -> float:
+            return time.monotonic() + jump_s
+
+    monkeypatch.setattr(watchdog, "time", Clock)
+    monkeypatch.setattr(Watchdog, "_end", lambda self: ended.set())
+    with Watchdog(tmp_path, 0.5) as watching:
+        watching.at("stepping", 1)
+        jump_s = 1000.0
+        assert not ended.wait(0.3)
+        assert ended.wait(60)  # but standing still from then on does
