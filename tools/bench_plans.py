@@ -45,10 +45,10 @@ def main(argv: list[str]) -> dict[str, object]:
         for model, topology, more in ROWS:
             rows.append(_plan(model, topology, more, values["largest"].value))
             bar.advance()
-    print(table(rows), file=sys.stderr)
     result: dict[str, object] = {"machine": machine.facts(), "rows": rows}
     if values["output"].value:
         Path(values["output"].value).write_text(json.dumps(result, indent=1) + "\n")
+    print(table(rows), file=sys.stderr)
     return result
 
 
@@ -72,6 +72,12 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         whose = f"{row['teacher']} → {row['model']}" if row["teacher"] else row["model"]
+        if "peak_mib" not in row:  # the compiler found no way to fit it
+            where = f"{row['topology']} ({row['devices']})"
+            lines.append(
+                f"| {whose} | {where} | {row['batch']:,} | does not fit | | | | | | {row.get('largest_batch', '')} |"
+            )
+            continue
         moved = ", ".join(f"{kind} {total['mib']:,.0f}" for kind, total in row["collectives"].items())
         kept = f"{row['params_mib']:,.1f}, {row['optimiser_mib']:,.1f}, {row['teacher_mib']:,.1f}"
         axes = row["mesh"]

@@ -37,8 +37,16 @@ def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> 
         )
     within, types = (data, shape.fsdp, shape.model), (AxisType.Auto,) * len(AXES)
     if slices == 1:
-        return jax.make_mesh(within, AXES, axis_types=types, devices=devices)
+        return Mesh(_in_a_slice(within, devices), AXES, axis_types=types)
     return Mesh(_over_slices(within, slices, devices), AXES, axis_types=types)
+
+
+def _in_a_slice(within: tuple[int, int, int], devices: Sequence[jax.Device]) -> np.ndarray[Any, Any]:
+    """(data, fsdp, model) of devices, each axis on whole axes of the torus where that is possible, else on parts of them."""
+    try:
+        return np.asarray(mesh_utils.create_device_mesh(within, devices))
+    except NotImplementedError:
+        return np.asarray(mesh_utils.create_device_mesh(within, devices, allow_split_physical_axes=True))
 
 
 def _over_slices(
