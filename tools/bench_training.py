@@ -9,6 +9,7 @@ pipeline of one reading thread (or of worker processes) against a plain loop ove
 where TensorFlow is installed. Rounds alternate, so that a slow spell hits both.
 """
 
+import contextlib
 import importlib
 import io
 import itertools
@@ -16,7 +17,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,6 @@ def _bare_step(experiment: Any) -> Callable[[int], float]:
 
     from trainer import optim, step
     from trainer.data.global_batch import to_global
-    from trainer.data.pipeline import train_batches
     from trainer.parts import assemble
     from trainer.tasks import task_of
     from trainer.train import mesh_of
@@ -101,19 +101,8 @@ def _bare_step(experiment: Any) -> Callable[[int], float]:
     tx = optim.optimiser(experiment)
     state, placed, _ = step.init_state(parts.card.description, tx, mesh, experiment.seed)
     compiled = step.make_train_step(experiment, task_of(parts, None, mesh), tx, placed, mesh)
-    batches = train_batches(
-        parts.dataset.train,
-        parts.card.preprocess,
-        seed=0,
-        aug=experiment.aug,
-        batch=experiment.batch,
-        start_step=0,
-        process_index=0,
-        process_count=1,
-        workers=0,
-    )
-    batch = to_global(next(batches), mesh)
-    batches.close()  # type: ignore[attr-defined]
+    with _batches(parts.dataset.train, parts.card.preprocess, experiment.aug, experiment.batch) as batches:
+        batch = to_global(next(batches), mesh)
     held = [jax.block_until_ready(compiled(state, batch, None))[0]]
 
     def run(count: int) -> float:
@@ -130,37 +119,24 @@ def _input(flag: dict[str, Any]) -> dict[str, object]:
     """Images a second of the pipeline and of the bare loop, by turns."""
     from serving.preprocess import PreprocessSpec
     from trainer.data.datasets import open_dataset
-    from trainer.data.pipeline import train_batches
 
     count, size = flag["images"], 32
     spec = PreprocessSpec("RGB", 224, 224, (127.5,) * 3, (127.5,) * 3)
     with tempfile.TemporaryDirectory() as folder:
         pictures = _photographs(Path(folder), count * 5 // 4 + 20)
         source = open_dataset(f"folder:{folder}").train
-        batches = train_batches(
-            source,
-            spec,
-            seed=0,
-            aug="light",
-            batch=size,
-            start_step=0,
-            process_index=0,
-            process_count=1,
-            workers=flag["workers"],
-        )
-        next(batches)
-        rounds = max(1, count // size)
-        pipeline, bare, other = [], [], []
-        for number in range(_ROUNDS):
-            bare.append(_bare_images_per_s(pictures[:count], number))
-            for _ in itertools.islice(batches, _AHEAD):  # what was read while the bare loop ran
-                pass
-            began_s = time.monotonic()
-            for _ in itertools.islice(batches, rounds):
-                pass
-            pipeline.append(rounds * size / (time.monotonic() - began_s))
-            other += _tf_data(pictures[:count])
-        batches.close()  # type: ignore[attr-defined]
+        with _batches(source, spec, "light", size, flag["workers"]) as batches:
+            rounds = max(1, count // size)
+            pipeline, bare, other = [], [], []
+            for number in range(_ROUNDS):
+                bare.append(_bare_images_per_s(pictures[:count], number))
+                for _ in itertools.islice(batches, _AHEAD):  # what was read while the bare loop ran
+                    pass
+                began_s = time.monotonic()
+                for _ in itertools.islice(batches, rounds):
+                    pass
+                pipeline.append(rounds * size / (time.monotonic() - began_s))
+                other += _tf_data(pictures[:count])
     ratios = [one / other_one for one, other_one in zip(pipeline, bare, strict=True)]
     return {
         "images": count,
@@ -170,6 +146,26 @@ def _input(flag: dict[str, Any]) -> dict[str, object]:
         "ratio": _spread(ratios),
         "tf_data_images_per_s": _spread(other) if other else "TensorFlow is not installed here",
     }
+
+
+@contextlib.contextmanager
+def _batches(source: Any, spec: Any, aug: str, batch: int, workers: int = 0) -> Iterator[Iterator[Any]]:
+    """The batches of a training of one process, whose reading ahead ends with the context."""
+    from trainer.data.pipeline import train_batches
+
+    stream: Any = train_batches(
+        source,
+        spec,
+        seed=0,
+        aug=aug,
+        batch=batch,
+        start_step=0,
+        process_index=0,
+        process_count=1,
+        workers=workers,
+    )
+    with contextlib.closing(stream) as batches:
+        yield batches
 
 
 def _photographs(folder: Path, count: int) -> list[Path]:

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from serving import preprocess
-from serving.command import UserError, progress
+from serving.command import UserError
 from serving.preprocess import PreprocessSpec
-from trainer.data.pipeline import fitted
 from trainer.data.source import Array, ImageSource
 from trainer.description import TwoTowers
 from trainer.models.build import Params, bind
+from trainer.predict.predictor import in_batches
+from trainer.reading import read_images
 from trainer.weights.load import Weights
 
 _RECALLS = (1, 5, 10)
@@ -41,28 +41,20 @@ class Embedder:
         model = weights.description
         if not isinstance(model, TwoTowers):
             raise UserError(f"{path} is of kind {model.kind!r}; zero-shot takes an image-text pair")
-        if weights.preprocess is None:
-            raise UserError(f"{path} does not say how images are prepared for it")
-        height, width = model.image.image_size
-        spec = dataclasses.replace(weights.preprocess, height=height, width=width)
+        spec = weights.prepared(path, model.image.image_size)
         return Embedder(model, weights.params, spec, batch)
 
     def images(self, source: ImageSource) -> Array:
         """(N, E), of all images of `source`."""
-        whole = fitted(source, self.preprocess)
 
         @jax.jit
         def embed(params: Params, pixels: jax.Array) -> jax.Array:
             return bind(self.model, params).embed_images(pixels)
 
-        parts = []
-        with progress(len(source), "images") as bar:
-            for rows, padded in self._batches(len(source)):
-                pixels = np.stack([whole.image(int(row)) for row in padded])
-                found = embed(self.params, preprocess.normalise(pixels, self.preprocess))
-                parts.append(np.asarray(found)[: len(rows)])
-                bar.advance(len(rows))
-        return np.concatenate(parts)
+        def run(pixels: Array) -> Array:
+            return np.asarray(embed(self.params, pixels))
+
+        return read_images(run, source, self.preprocess, self.batch, "images")
 
     def texts(self, tokens: Array) -> Array:
         """(N, E), of texts (N, T)."""
@@ -71,17 +63,10 @@ class Embedder:
         def embed(params: Params, texts: jax.Array) -> jax.Array:
             return bind(self.model, params).embed_texts(texts)
 
-        parts = [
-            np.asarray(embed(self.params, tokens[padded]))[: len(rows)]
-            for rows, padded in self._batches(len(tokens))
-        ]
-        return np.concatenate(parts)
+        def run(texts: Array) -> Array:
+            return np.asarray(embed(self.params, texts))
 
-    def _batches(self, count: int) -> list[tuple[Array, Array]]:
-        """(rows, the same filled up to a batch, so that one program serves all)."""
-        whole = np.arange(count)
-        starts = range(0, count, self.batch)
-        return [(rows := whole[start : start + self.batch], np.resize(rows, self.batch)) for start in starts]
+        return in_batches(run, tokens, self.batch, "texts")
 
 
 def classified(images: Array, classes: Sequence[Array], labels: Array) -> float:

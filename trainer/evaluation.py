@@ -1,6 +1,6 @@
 """Accuracy of a model on one split: every example counted exactly once, on any number of processes and devices."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from jax.sharding import Mesh
 
@@ -33,9 +33,8 @@ def evaluate(
     `alive` is called after each of them.
     """
     sums = {"loss": 0.0, "correct": 0.0, "count": 0.0}
-    share, shares = input_share(mesh)
-    for padded in eval_batches(source, spec, batch=batch, process_index=share, process_count=shares):
-        for name, value in eval_step(params, to_global(padded, mesh)).items():
+    for found in asked(eval_step, params, source, spec, batch, mesh):
+        for name, value in found.items():
             sums[name] += float(value)
         alive()
     return {
@@ -43,6 +42,20 @@ def evaluate(
         "loss": sums["loss"] / sums["count"],
         "count": sums["count"],
     }
+
+
+def asked(
+    step: Callable[[Params, Batch], Batch],
+    params: Params,
+    source: ImageSource,
+    spec: PreprocessSpec,
+    batch: int,
+    mesh: Mesh,
+) -> Iterator[Batch]:
+    """What `step` says of every padded batch of `source`, in an order that is the same for all processes."""
+    share, shares = input_share(mesh)
+    for padded in eval_batches(source, spec, batch=batch, process_index=share, process_count=shares):
+        yield step(params, to_global(padded, mesh))
 
 
 def one_process_mesh() -> Mesh:

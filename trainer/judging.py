@@ -11,9 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from serving.preprocess import PreprocessSpec
-from trainer.data.global_batch import input_share, to_global
-from trainer.data.pipeline import eval_batches
 from trainer.data.source import Array, ImageSource
+from trainer.evaluation import asked
 from trainer.models.build import Params
 from trainer.step import Batch
 
@@ -46,10 +45,9 @@ def answers(
     mesh: Mesh,
 ) -> Answers:
     """Asks `step` (`trainer.step.make_judge_step`) about all of `source`; the order is the same for all processes."""
-    share, shares = input_share(mesh)
     parts: dict[str, list[Array]] = {field.name: [] for field in dataclasses.fields(Answers)}
-    for padded in eval_batches(source, spec, batch=batch, process_index=share, process_count=shares):
-        said = {name: np.asarray(value) for name, value in step(params, to_global(padded, mesh)).items()}
+    for found in asked(step, params, source, spec, batch, mesh):
+        said = {name: np.asarray(value) for name, value in found.items()}
         real = said.pop("mask") > 0
         for name, values in said.items():
             parts[name].append(values[real])

@@ -18,12 +18,7 @@ def main(argv: list[str]) -> dict[str, object]:
 
     recipe, overrides, rest = config.split_config_args(argv)
     values = flags.FlagValues()
-    flags.DEFINE_string(
-        "config",
-        None,
-        "Recipe: FILE.py or FILE.py:argument; --config.key=value changes one value.",
-        flag_values=values,
-    )
+    config.define_flag(values)
     flags.DEFINE_string(
         "workdir", None, "Folder of this run: checkpoints and metrics.jsonl.", flag_values=values
     )

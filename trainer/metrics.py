@@ -26,14 +26,12 @@ class MetricsWriter:
     def __init__(self, workdir: Path, start_step: int, skips: Skips) -> None:
         self._path = workdir / "metrics.jsonl"
         self._skips = skips
-        self._writes = jax.process_index() == 0
         self._pending: tuple[int, Mapping[str, jax.Array], bool] | None = None
         self._kept: set[tuple[int, frozenset[str]]] = set()
         self.latest: dict[str, float] = {}
-        self._board = (
-            SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1) if self._writes else None
-        )
-        if self._writes:
+        self._board: SummaryWriter | None = None  # of process 0 alone
+        if jax.process_index() == 0:
+            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
             self._keep([entry for entry in _entries(self._path) if entry["step"] <= start_step])
 
     def _keep(self, entries: list[dict[str, Any]]) -> None:

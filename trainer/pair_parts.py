@@ -1,6 +1,5 @@
 """From a configuration to the parts of a run on images with texts: pairs, an image tower, a text tower."""
 
-import dataclasses
 from pathlib import Path
 
 import jax
@@ -10,12 +9,12 @@ from serving.command import UserError
 from serving.preprocess import PreprocessSpec
 from trainer import checkpoint, description
 from trainer.checkpoint import Card
-from trainer.config import Experiment, config_hash, resolved_text
+from trainer.config import Experiment
 from trainer.data import datasets
 from trainer.data.source import Dataset
 from trainer.description import Mixer, Model, TextTower, TwoTowers, ViT, uniform
 from trainer.models.build import Params, init_params
-from trainer.parts import Parts, preprocessing
+from trainer.parts import Parts, preprocessing, run_meta
 from trainer.weights import asked
 
 
@@ -35,19 +34,9 @@ def assemble_pair(experiment: Experiment) -> Parts:
     if params is not None:
         first = {**jax.device_get(init_params(model, experiment.seed)), "image": params}
     _check_tokens(dataset, model.text, vocab)
-    meta = {
-        "stage": "paired",
-        "dataset": dataset.name,
-        "data_dir": "",
-        "bad_images": experiment.bad_images,
-        "fingerprint": dataset.fingerprint,
-        "config_text": resolved_text(experiment),
-        "config_hash": config_hash(experiment),
-        "pretrained_hash": checkpoint.weights_hash(params) if params is not None else "",
-        "teacher_hash": "",
-        "calibration_hash": "",
-        "tokeniser": tokens.to_json(),
-    }
+    begun = checkpoint.weights_hash(params) if params is not None else ""
+    meta = run_meta(experiment, dataset, stage="paired", pretrained_hash=begun)
+    meta["tokeniser"] = tokens.to_json()
     return Parts(experiment, dataset, Card(model, spec, (), meta), first, None, None)
 
 
@@ -70,9 +59,7 @@ def _image_tower(experiment: Experiment, dataset: Dataset) -> tuple[ViT, Params 
     weights = asked.load(
         experiment.pretrained, "" if own else experiment.model, image_size=size, head="remove"
     )
-    if weights.preprocess is None:
-        raise UserError(f"{experiment.pretrained} does not say how images are prepared for it")
-    spec = dataclasses.replace(weights.preprocess, height=size[0], width=size[1])
+    spec = weights.prepared(experiment.pretrained, size)
     model = weights.description
     if isinstance(model, TwoTowers):
         return model.image, weights.params["image"], spec

@@ -160,6 +160,19 @@ def _meta(
     experiment: Experiment, dataset: Dataset, start: Start | None, teacher: Teacher | None
 ) -> checkpoint.Meta:
     stage = "distilled" if teacher else "scratch" if experiment.shape_of else "trained"
+    return run_meta(
+        experiment,
+        dataset,
+        stage=stage,
+        pretrained_hash=start.weights_hash if start else "",
+        teacher_hash=teacher.weights_hash if teacher else "",
+        # The images that a cut was made from stay part of what it becomes.
+        calibration_hash=start.calibration_hash if start else "",
+    )
+
+
+def run_meta(experiment: Experiment, dataset: Dataset, stage: str, **hashes: str) -> checkpoint.Meta:
+    """What a checkpoint says of its run (`Card.meta`); hashes that are not given are of nothing."""
     return {
         "stage": stage,
         "dataset": dataset.name,
@@ -168,8 +181,6 @@ def _meta(
         "fingerprint": dataset.fingerprint,
         "config_text": resolved_text(experiment),
         "config_hash": config_hash(experiment),
-        "pretrained_hash": start.weights_hash if start else "",
-        "teacher_hash": teacher.weights_hash if teacher else "",
-        # The images that a cut was made from stay part of what it becomes.
-        "calibration_hash": start.calibration_hash if start else "",
+        **dict.fromkeys(("pretrained_hash", "teacher_hash", "calibration_hash"), ""),
+        **hashes,
     }

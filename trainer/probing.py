@@ -4,20 +4,18 @@ Shapes: N examples, D features.
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from serving import preprocess
-from serving.command import UserError, progress
+from serving.command import UserError
 from serving.preprocess import PreprocessSpec
-from trainer.data.pipeline import fitted
 from trainer.data.source import Array, ImageSource
 from trainer.description import Classifier, TextTower, TwoTowers
 from trainer.models.build import Params, bind
+from trainer.reading import read_images
 from trainer.weights.load import Weights
 
 _STRENGTHS = (0.01, 0.1, 1.0, 10.0)  # scikit-learn's C: the larger, the less regularised
@@ -50,31 +48,21 @@ def frozen_model(weights: Weights, path: str) -> Frozen:
     model = weights.description
     if isinstance(model, TwoTowers | TextTower):
         raise UserError(f"{path} is no model of images alone; a probe takes one")
-    if weights.preprocess is None:
-        raise UserError(f"{path} does not say how images are prepared for it; use weights of a known family")
-    height, width = model.image_size
-    return Frozen(model, weights.params, dataclasses.replace(weights.preprocess, height=height, width=width))
+    return Frozen(model, weights.params, weights.prepared(path, model.image_size))
 
 
 def features(model: Frozen, source: ImageSource, batch: int, places: Array | None = None) -> Features:
     """What the head would read of the images at `places`, all for None."""
-    images, chosen = fitted(source, model.preprocess), np.arange(len(source)) if places is None else places
 
     @jax.jit
     def read(params: Params, pixels: jax.Array) -> jax.Array:
         return bind(model.description, params)(pixels)
 
-    parts: list[Any] = []
-    with progress(len(chosen), "features") as bar:
-        for start in range(0, len(chosen), batch):
-            rows = chosen[start : start + batch]
-            padded = np.resize(rows, batch)  # one program for all batches
-            pixels = preprocess.normalise(
-                np.stack([images.image(int(row)) for row in padded]), model.preprocess
-            )
-            parts.append(np.asarray(read(model.params, pixels))[: len(rows)])
-            bar.advance(len(rows))
-    return Features(np.concatenate(parts), source.labels[chosen])
+    def run(pixels: Array) -> Array:
+        return np.asarray(read(model.params, pixels))
+
+    values = read_images(run, source, model.preprocess, batch, "features", places)
+    return Features(values, source.labels if places is None else source.labels[places])
 
 
 def linear_probe(train: Features, validation: Features, test: Features) -> tuple[float, float]:

@@ -51,12 +51,10 @@ def start_from(path: str, model: str, image_size: int, class_names: tuple[str, .
         num_classes=None if whole else len(class_names),
     )
     described, params = _classifier(weights, len(class_names), path)
-    if weights.preprocess is None:
-        raise UserError(f"{path} does not say how images are prepared for it; use weights of a known family")
     return Start(
         described,
         params,
-        dataclasses.replace(weights.preprocess, height=image_size, width=image_size),
+        weights.prepared(path, (image_size, image_size)),
         checkpoint.weights_hash(params),
         card.meta.get("calibration_hash", "") if card else "",
     )

@@ -84,10 +84,7 @@ def planned_state(
 
     shapes = jax.eval_shape(create)
     placed, reports = rules.shardings(shapes, mesh)
-    in_shards = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, placed
-    )
-    return create, in_shards, placed, reports
+    return create, rules.in_shards(shapes, placed), placed, reports
 
 
 class Task(Protocol):

@@ -61,9 +61,7 @@ def load_teacher(path: str, model: str, image_size: int) -> Teacher:
 def _published(path: str, model: str, image_size: int) -> Teacher:
     weights = asked.load(path, model, image_size=(image_size, image_size))
     described = require_classifier(weights.description, "a teacher")
-    if weights.preprocess is None:
-        raise UserError(f"the teacher {path} does not say how images are prepared for it; use one that does")
-    preprocess = dataclasses.replace(weights.preprocess, height=image_size, width=image_size)
+    preprocess = weights.prepared(f"the teacher {path}", (image_size, image_size))
     digest = checkpoint.weights_hash(weights.params)
     return Teacher(described, weights.params, preprocess, weights.labels, digest)
 

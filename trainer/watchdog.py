@@ -55,9 +55,8 @@ class Watchdog:
         told, every_s, woke_s = None, min(self._limit_s / 10, 5.0), time.monotonic()
         while not self._ended.wait(every_s):
             slept_s, woke_s = time.monotonic() - woke_s, time.monotonic()
-            if (
-                slept_s > 3 * every_s + _LATE_S
-            ):  # the whole process was stopped, or its machine: nobody is to blame
+            # The whole process was stopped, or its machine: nobody is to blame.
+            if slept_s > 3 * every_s + _LATE_S:
                 self._alive_s += slept_s
             if self._store is not None and told != self._where:
                 told = self._where

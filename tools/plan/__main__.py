@@ -27,12 +27,7 @@ def main(argv: list[str]) -> dict[str, object]:
 
     recipe, overrides, rest = config.split_config_args(argv)
     values = flags.FlagValues()
-    flags.DEFINE_string(
-        "config",
-        None,
-        "Recipe: FILE.py or FILE.py:argument; --config.key=value changes one value.",
-        flag_values=values,
-    )
+    config.define_flag(values)
     flags.DEFINE_string(
         "topology", None, "v4, v5e, v5p or v6e with its shape, such as v5e:16x16.", flag_values=values
     )

@@ -1,6 +1,7 @@
 """The training step of a plan, compiled for a topology; and the largest batch of which that fits."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -93,7 +94,7 @@ def _teacher(plan: Described, mesh: Mesh) -> Any:
         return None
     kept = param_shapes(plan.teacher)
     shapes = jax.eval_shape(lambda: in_dtype(_zeros(kept), plan.experiment.dtype))
-    return _in_shards(shapes, rules.shardings(shapes, mesh)[0])
+    return rules.in_shards(shapes, rules.shardings(shapes, mesh)[0])
 
 
 def _zeros(shapes: Any) -> Any:
@@ -106,32 +107,20 @@ def _batch(plan: Described, mesh: Mesh) -> Any:
         "image": jax.ShapeDtypeStruct((rows, spec.height, spec.width, spec.channels), jnp.uint8),
         "label": jax.ShapeDtypeStruct((rows,), jnp.int32),
     }
-    sharding = meshes.batch_sharding(mesh)
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
-
-
-def _in_shards(shapes: Any, shardings: Any) -> Any:
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        shardings,
-    )
+    return rules.in_shards(shapes, dict.fromkeys(shapes, meshes.batch_sharding(mesh)))
 
 
 def _on_a_device(tree: Any) -> int:
     """Bytes of a tree of shapes in their shards on one device."""
-    total = 0
-    for leaf in jax.tree.leaves(tree):
-        count = 1
-        for size in leaf.sharding.shard_shape(leaf.shape):
-            count *= size
-        total += count * leaf.dtype.itemsize
-    return total
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
 def largest_batch(
     plan: Described, mesh: Mesh, found: Compiled | None, hbm_bytes: float
-) -> tuple[int, Compiled | None]:
+) -> tuple[int, Compiled]:
     """(the largest batch that fits, as a power of two times the data shards' least share; its step), by compiling.
 
     `found` is the plan's own step, None where it does not fit.
@@ -139,28 +128,30 @@ def largest_batch(
     Raises:
       UserError: when not even one example for each shard fits.
     """
-    least = mesh.shape["data"] * mesh.shape["fsdp"] * plan.experiment.accum_steps
-    batch, best = plan.experiment.batch, found
-    grows = found is not None and found.peak_bytes <= hbm_bytes
-    fitting = (batch, found) if grows else (0, None)
-    while True:
-        batch = batch * 2 if grows else batch // 2
-        if batch < least or batch % least:
-            break
-        try:
-            best = compiled(_with_batch(plan, batch), mesh)
-        except DoesNotFitError:
-            best = None
-        fits = best is not None and best.peak_bytes <= hbm_bytes
-        if fits:
-            fitting = (batch, best)
-        if fits != grows:
-            break
-    if not fitting[0]:
-        raise UserError(
-            "not even the smallest batch fits; use --config.remat=blocks, a larger fsdp axis, or a larger topology"
-        )
-    return fitting
+    batch, least = (
+        plan.experiment.batch,
+        mesh.shape["data"] * mesh.shape["fsdp"] * plan.experiment.accum_steps,
+    )
+    if found is not None and found.peak_bytes <= hbm_bytes:
+        while larger := _fitting(_with_batch(plan, 2 * batch), mesh, hbm_bytes):
+            batch, found = 2 * batch, larger
+        return batch, found
+    while batch % (2 * least) == 0:
+        batch //= 2
+        if smaller := _fitting(_with_batch(plan, batch), mesh, hbm_bytes):
+            return batch, smaller
+    raise UserError(
+        "not even the smallest batch fits; use --config.remat=blocks, a larger fsdp axis, or a larger topology"
+    )
+
+
+def _fitting(plan: Described, mesh: Mesh, hbm_bytes: float) -> Compiled | None:
+    """The step of `plan`; None where it does not fit."""
+    try:
+        found = compiled(plan, mesh)
+    except DoesNotFitError:
+        return None
+    return found if found.peak_bytes <= hbm_bytes else None
 
 
 def _with_batch(plan: Described, batch: int) -> Described:

@@ -44,7 +44,7 @@ def plan(experiment: Experiment, where: Topology, classes: int, largest: bool) -
     if largest:
         batch, its_step = largest_batch(parts, mesh, found, where.chip.hbm_bytes)
         result["largest_batch"] = batch
-        result["largest_batch_peak_mib"] = its_step.peak_bytes / _MIB if its_step else None
+        result["largest_batch_peak_mib"] = its_step.peak_bytes / _MIB
     return result
 
 

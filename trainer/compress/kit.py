@@ -41,9 +41,7 @@ def main(argv: list[str]) -> dict[str, object]:
 
     recipe, overrides, rest = config.split_config_args(argv)
     values = flags.FlagValues()
-    flags.DEFINE_string(
-        "config", None, "Recipe of the compression: FILE.py or FILE.py:argument.", flag_values=values
-    )
+    config.define_flag(values)
     origin.define(values)
     flags.DEFINE_string("out", None, "New folder for the kit.", flag_values=values)
     extra = command.parse_flags(

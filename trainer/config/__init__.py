@@ -7,7 +7,7 @@ from trainer.config.compression import Budget, Calibration, Compression, Shape
 from trainer.config.experiment import Experiment, MeshShape
 from trainer.config.fields import ConfigError, config_hash, from_text, resolved_text
 from trainer.config.keys import keys_help
-from trainer.config.load import compression, experiment, split_config_args
+from trainer.config.load import compression, define_flag, experiment, split_config_args
 from trainer.config.recipe import load_recipe
 from trainer.config.resume import MAY_CHANGE_ON_RESUME, refuse_changes
 
@@ -22,6 +22,7 @@ __all__ = [
     "Shape",
     "compression",
     "config_hash",
+    "define_flag",
     "experiment",
     "from_text",
     "keys_help",

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Annotated, Any
 
+from trainer.config.data import Data
 from trainer.config.experiment import Experiment
 from trainer.config.fields import ConfigError, Problems
 from trainer.config.learning import Learning
@@ -126,20 +127,14 @@ class Export:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Compression:
-    """One compression, to a budget or to a stated shape.
+class Compression(Data):
+    """One compression, to a budget or to a stated shape. The data set calibrates and judges.
 
     Raises:
       ConfigError: on construction, naming everything that is wrong.
     """
 
     seed: Annotated[int, "of the choice of calibration images, and of what is drawn for scores"] = 0
-    dataset: Annotated[str, "name of the data set that calibrates and judges"]
-    data_dir: Annotated[str, "folder of the data set's files; empty: where it is known to be"] = ""
-    bad_images: Annotated[
-        str,
-        "that cannot be read or have no class: fatal, or skip: they are looked for first, named and left out",
-    ] = "fatal"
     budget: Budget
     shape: Shape = Shape()
     search: Annotated[
@@ -168,6 +163,7 @@ class Compression:
 
     def __post_init__(self) -> None:
         found = Problems()
+        self.check_data(found)
         self._check_goal(found)
         found.check(self.score in SCORES, f"score={self.score!r} must be one of {', '.join(SCORES)}")
         found.check(self.search in SEARCHES, f"search={self.search!r} must be one of {', '.join(SEARCHES)}")

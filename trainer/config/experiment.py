@@ -4,10 +4,10 @@ import dataclasses
 import re
 from typing import Annotated, Any
 
+from trainer.config.data import Data
 from trainer.config.fields import Problems
 from trainer.config.learning import Learning
 
-BAD_IMAGES = ("fatal", "skip")
 CONTRASTIVE_LOSSES = ("softmax", "sigmoid")
 DURATIONS = ("total", "warmup")  # each in one of the units
 UNITS = ("steps", "epochs", "examples")
@@ -40,7 +40,7 @@ class Text:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Experiment(Learning):
+class Experiment(Data, Learning):
     """One training run: from scratch, fine-tuning, or distillation when `distill_weight` or `feature_weight` is above 0.
 
     Raises:
@@ -48,12 +48,6 @@ class Experiment(Learning):
     """
 
     seed: Annotated[int, "of weights, shuffling, augmentation and dropout"] = 0
-    dataset: Annotated[str, "name of the data set"]
-    data_dir: Annotated[str, "folder of the data set's files; empty: where it is known to be"] = ""
-    bad_images: Annotated[
-        str,
-        "that cannot be read or have no class: fatal, or skip: they are looked for first, named and left out",
-    ] = "fatal"
     image_size: Annotated[int, "side in pixels of the square images"]
     model: Annotated[
         str, "a variant's name; also that of the pretrained file, but checkpoints know their own"
@@ -90,10 +84,7 @@ class Experiment(Learning):
         found = Problems()
         self.check_learning(found)
         found.check_at_least(1, image_size=self.image_size)
-        found.check(
-            self.bad_images in BAD_IMAGES,
-            f"bad_images={self.bad_images!r} must be one of {', '.join(BAD_IMAGES)}",
-        )
+        self.check_data(found)
         found.check(0 <= self.seed < 2**32, f"seed={self.seed} must be in [0, 2**32)")
         self._check_parts(found)
         mesh, axes = self.mesh, f"mesh {self.mesh.data} x {self.mesh.fsdp} x {self.mesh.model}"

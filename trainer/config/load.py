@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_type_hints
 
 import ml_collections
+from absl import flags
 
 from serving.command import UserError
 from trainer.config.compression import LIMITS, Compression
@@ -16,6 +17,16 @@ from trainer.config.recipe import dotted, load_recipe
 _Config = TypeVar("_Config", Experiment, Compression)
 _FLAG = "--config"
 Overrides = list[tuple[str, str]]
+
+
+def define_flag(values: flags.FlagValues) -> None:
+    """`--config`, for --help alone: `split_config_args` takes it out of the command line before flags are parsed."""
+    flags.DEFINE_string(
+        "config",
+        None,
+        "Recipe: FILE.py or FILE.py:argument; --config.key=value changes one value.",
+        flag_values=values,
+    )
 
 
 def split_config_args(argv: Sequence[str]) -> tuple[str | None, Overrides, list[str]]:

@@ -58,11 +58,7 @@ class Fitted:
         self._source, self._spec = source, spec
         held = isinstance(source.images, np.ndarray)  # files stay where they are until they are read
         small = held and len(source) * spec.height * spec.width * spec.channels <= _SIZED_AT_ONCE_BYTES
-        self._ready = (
-            np.stack([preprocess.fit(source.images[index], spec) for index in range(len(source))])
-            if small
-            else None
-        )
+        self._ready = np.stack([preprocess.fit(image, spec) for image in source.images]) if small else None
 
     def __len__(self) -> int:
         return len(self._source)

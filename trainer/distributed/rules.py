@@ -57,6 +57,13 @@ def shardings(tree: Any, mesh: Mesh) -> tuple[Any, list[str]]:
     return jax.tree.unflatten(jax.tree.structure(tree), placed), reports
 
 
+def in_shards(shapes: Any, placed: Any) -> Any:
+    """Shapes that know where they lie: `shapes` (of arrays or shapes) with a sharding each, as `shardings` gives them."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, placed
+    )
+
+
 def place(tree: Any, mesh: Mesh) -> Any:
     """Host arrays, equal on every process, as global arrays where the table puts them."""
 

@@ -50,6 +50,18 @@ class Weights:
         model = self.description
         return self.labels or (class_names(model.num_classes) if isinstance(model, ViT | Mixer) else ())
 
+    def prepared(self, path: str, size: tuple[int, int]) -> PreprocessSpec:
+        """How images become the input of these weights, which came from `path`, at this (H, W).
+
+        Raises:
+          UserError: when their origin does not say.
+        """
+        if self.preprocess is None:
+            raise UserError(
+                f"{path} does not say how images are prepared for it; use weights of a known family"
+            )
+        return dataclasses.replace(self.preprocess, height=size[0], width=size[1])
+
 
 def load_weights(
     path: str,

@@ -14,7 +14,7 @@ import pytest
 from serving.command import UserError
 from tests.support.small_models import DIGITS, DIGITS_SPEC, UNEVEN, random_params
 from trainer import checkpoint
-from trainer.checkpoint import Card, TrainCheckpoints
+from trainer.checkpoint import Card, TrainCheckpoints, stored
 from trainer.guard import nothing_seen
 from trainer.models.build import Params, flatten, unflatten
 from trainer.step import TrainState
@@ -76,8 +76,8 @@ def test_chosen_arrays_come_without_the_others_being_read(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = []
-    really_open = checkpoint._open
-    monkeypatch.setattr(checkpoint, "_open", lambda *asked: opened.append(asked[1]) or really_open(*asked))
+    really_open = stored._open
+    monkeypatch.setattr(stored, "_open", lambda *asked: opened.append(asked[1]) or really_open(*asked))
     checkpoint.load(saved, ["head/bias"])
     assert opened == ["head/bias"]
 

@@ -1,6 +1,5 @@
 """Overrides, validation, texts and resuming of `trainer.config`."""
 
-import contextlib
 import dataclasses
 import re
 from pathlib import Path
@@ -10,7 +9,6 @@ import pytest
 from serving.command import UserError
 from trainer import config
 from trainer.config import (
-    MAY_CHANGE_ON_RESUME,
     ConfigError,
     Experiment,
     config_hash,
@@ -236,65 +234,6 @@ def test_the_recipe_of_another_command_is_refused_with_that_command() -> None:
     assert "it is one for python -m trainer.compress" in _refusal("configs/compress.py")
 
 
-def test_a_goal_on_the_command_line_replaces_that_of_the_recipe() -> None:
-    to_macs = config.compression("configs/compress.py", [("budget.macs", "0.5")])
-    assert (to_macs.budget.params, to_macs.budget.macs) == (0, 0.5)
-    to_shape = config.compression("configs/compress.py", [("shape.num_heads", "2")])
-    assert (to_shape.budget.params, to_shape.shape.num_heads) == (0, 2)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "said"),
-    [
-        ({"budget.params": "0.3", "budget.macs": "0.3"}, "not budget.params and budget.macs"),
-        ({"budget.params": "0.3", "shape.mlp_dim": "8"}, r"not budget.params and shape\.\*"),
-        ({"budget.params": "0"}, "must be set, not none"),
-        ({"until": "cut", "distil.rungs": "2"}, "until=cut makes no training step, distil.rungs=2"),
-        ({"until": "cut", "halving.candidates": "3"}, "halving.candidates=3 ask for some"),
-        ({"search": "uniform", "halving.candidates": "3"}, "a uniform cut has one candidate: set it to 0"),
-        ({"shape.num_heads": "2", "halving.candidates": "3"}, "a stated shape or a uniform cut has one"),
-        ({"distil.rungs": "0", "distil.total_steps": "0"}, "distil.total_steps=0 does not; set rungs=1, or"),
-        (
-            {"calibration.labelled": "True", "score": "obs"},
-            "labelled is for score=fisher or taylor; obs looks",
-        ),
-        ({"budget.mib": "1", "budget.latency_p50_ms": "2"}, "not budget.mib and budget.latency_p50_ms"),
-        ({"budget.latency_p50_ms": "0"}, "must be set, not none"),
-        ({"budget.latency_p50_ms": "-1"}, "budget.latency_p50_ms=-1.0 must be 0 or above"),
-        ({"budget.precision": "fp8"}, "budget.precision='fp8' must be one of fp32, int8"),
-        ({"budget.batch": "0"}, "budget.batch=0 must be at least 1"),
-        ({"shape.num_layers": "0"}, "shape.num_layers=0, shape.hidden_size=0"),
-        (
-            {"budget.params": "1.5"},
-            r"budget.params=1.5 must be a fraction in \(0, 1\], a whole number above 1",
-        ),
-        ({"budget.params": "-3"}, "budget.params=-3.0 must be a fraction"),
-        ({"budget.macs": "nan"}, "budget.macs=nan must be a fraction"),
-        ({"shape.num_layers": "-1"}, "shape.num_layers=-1 must be 0 or above"),
-        ({"score": "magic"}, "score='magic' must be one of fisher"),
-        ({"calibration.examples": "0"}, "calibration.examples=0 must be at least 1"),
-        (
-            {"shape.target": "Ti_16", "shape.mlp_dim": "8"},
-            "shape.target=Ti_16 states every size; leave out shape.mlp_dim=8",
-        ),
-        ({"ridge": "0"}, "ridge=0.0 must be above 0"),
-        ({"round_mlp": "0"}, "round_mlp=0 must be at least 1"),
-    ],
-)
-def test_a_compression_that_cannot_run_is_refused(overrides: dict[str, str], said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        config.compression("configs/compress.py", list(overrides.items()))
-
-
-def test_saying_how_a_budget_is_measured_leaves_the_recipes_goal() -> None:
-    budget = config.compression("configs/compress.py", [("budget.threads", "1")]).budget
-    assert (budget.params, budget.threads) == (0.25, 1)
-
-
-def test_a_budget_may_be_a_whole_number_of_parameters() -> None:
-    assert config.compression("configs/compress.py", [("budget.params", "100000")]).budget.params == 100_000
-
-
 def test_the_text_holds_every_value_in_order(teacher: Experiment) -> None:
     text = resolved_text(teacher)
     assert from_text(text) == flatten(teacher)
@@ -306,37 +245,6 @@ def test_the_hash_changes_with_any_value(teacher: Experiment) -> None:
     assert config_hash(teacher) == config_hash(config.experiment(TEACHER, []))
     assert config_hash(teacher) != config_hash(dataclasses.replace(teacher, log_every=teacher.log_every + 1))
     assert len(config_hash(teacher)) == 64
-
-
-def test_every_changed_key_is_refused_by_name_with_both_values(teacher: Experiment) -> None:
-    stored = dataclasses.replace(teacher, base_lr=0.25, batch=64, log_every=7)
-    changed = dataclasses.replace(teacher, base_lr=0.5, batch=32, log_every=8)
-    with pytest.raises(
-        UserError, match=r"run: base_lr is 0.25 there, 0.5 now; batch is 64 there, 32 now; give"
-    ):
-        config.refuse_changes(resolved_text(stored), changed)
-
-
-def test_a_key_that_the_stored_run_did_not_have_is_refused(teacher: Experiment) -> None:
-    stored = resolved_text(teacher).replace(f"wd = {teacher.wd}\n", "")
-    with pytest.raises(UserError, match=f"wd is 'absent' there, {teacher.wd} now"):
-        config.refuse_changes(stored, teacher)
-
-
-def test_keys_that_may_change_do_and_no_other_key_does(teacher: Experiment) -> None:
-    """Each key is changed alone, so that a new key cannot be forgotten."""
-    stored = resolved_text(teacher).splitlines()
-    refused = set()
-    for name in flatten(teacher):
-        changed = [f"{name} = [1]" if line.startswith(f"{name} = ") else line for line in stored]
-        with contextlib.suppress(UserError):
-            config.refuse_changes("\n".join(changed), teacher)
-            continue
-        refused.add(name)
-    free = "data_dir pretrained shape_of teacher_weights teacher_cache text.vocab remat scan_blocks stall_after_s "
-    free += "profile_steps compile_cache batch_eval log_every eval_every checkpoint_every keep_last keep_best workers "
-    free += "mesh.data mesh.fsdp mesh.model mesh.slices"
-    assert flatten(teacher).keys() - refused == set(free.split()) == MAY_CHANGE_ON_RESUME
 
 
 def test_every_augmentation_of_the_configuration_exists() -> None:

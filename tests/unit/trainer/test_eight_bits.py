@@ -1,23 +1,17 @@
 """Quantization-aware training rounds what the exporter rounds, and learns through it."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.support.small_families import DEIT, HYBRID, MIXER
-from tests.support.small_models import DIGITS_SPEC, SMALL, random_params, smooth_images
-from trainer import config, objectives, optim
-from trainer.classifying import Classifying
-from trainer.config import MeshShape
+from tests.support.small_models import SMALL, random_params, smooth_images
+from tests.support.small_steps import Steps, batch
 from trainer.description import Classifier
-from trainer.distributed.mesh import make_mesh
 from trainer.export.int8 import rounding
 from trainer.models.build import bind, flatten
 from trainer.models.eight_bits import in_eight_bits, rounded_activations, rounded_kernel
-from trainer.step import init_state, make_train_step
 
 
 def test_activations_and_kernels_are_rounded_as_the_exporter_rounds_them() -> None:
@@ -75,21 +69,9 @@ def test_modules_that_were_bound_before_stay_float() -> None:
 def test_only_the_last_steps_of_a_run_are_rounded() -> None:
     """A learning rate of nearly nothing, so that every step sees the same weights and its loss tells how it computed."""
     losses = {}
-    for name, last in {"never": "0", "late": "2", "always": "3"}.items():
-        overrides = [("total_steps", "3"), ("warmup_steps", "1"), ("base_lr", "1e-20"), ("qat_steps", last)]
-        experiment = config.experiment("configs/digits.py:teacher", overrides)
-        mesh, tx = make_mesh(MeshShape(-1, 1, 1)), optim.optimiser(experiment)
-        state, placed, _ = init_state(SMALL, tx, mesh, seed=0)
-        state = dataclasses.replace(state, params=jax.tree.map(jnp.asarray, random_params(SMALL)))
-        objective = objectives.classification(0.0)
-        task = Classifying(experiment, SMALL, DIGITS_SPEC, objective, None, mesh)
-        step = make_train_step(experiment, task, tx, placed, mesh)
-        images = np.random.default_rng(0).integers(0, 256, (8, *SMALL.image_size, 1), np.uint8)
-        batch = {"image": jnp.asarray(images), "label": jnp.arange(8, dtype=jnp.int32)}
-        losses[name] = []
-        for _ in range(3):
-            state, metrics = step(state, batch, None)
-            losses[name].append(float(metrics["loss"]))
+    for name, last in {"never": 0, "late": 2, "always": 3}.items():
+        steps = Steps(total_steps=3, base_lr=1e-20, qat_steps=last)
+        losses[name] = [steps.take(batch())["loss"] for _ in range(3)]
     never, always = losses["never"][0], losses["always"][0]
     assert abs(never - always) > 1e-5
     np.testing.assert_allclose(losses["late"], [never, always, always], atol=1e-6)
