@@ -1,21 +1,28 @@
 """Joining a job: what the environment says, and the roll call of its processes."""
 
+import http.server
 import os
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from serving.command import ExitCode, UserError
 from tests.support.trainings import ROOT
-from trainer.distributed.bootstrap import Job, first_host, job_of
+from trainer.distributed.jobs import Job, ask_metadata, first_host, job_of
 from trainer.distributed.roll_call import MissingError, roll_call
 
 SLURM = {"SLURM_STEP_NODELIST": "node[003-007,9]", "SLURM_STEP_NUM_TASKS": "6", "SLURM_PROCID": "4"}
 TPU = {"TPU_WORKER_HOSTNAMES": "10.0.0.2,10.0.0.3", "TPU_WORKER_ID": "1"}
+SLICE_1_OF_2 = {
+    "MEGASCALE_NUM_SLICES": "2",
+    "MEGASCALE_SLICE_ID": "1",
+    "MEGASCALE_COORDINATOR_ADDRESS": "job-slice-0-0.job:8080",
+}
+POD = {"VITFORGE_COORDINATOR": "job-0.job:8476", "VITFORGE_NUM_PROCESSES": "4", "JOB_COMPLETION_INDEX": "3"}
 OWN = {"VITFORGE_COORDINATOR": "a:1", "VITFORGE_NUM_PROCESSES": "2", "VITFORGE_PROCESS_ID": "0"}
 
 
@@ -30,6 +37,14 @@ OWN = {"VITFORGE_COORDINATOR": "a:1", "VITFORGE_NUM_PROCESSES": "2", "VITFORGE_P
         ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None),  # an allocation, and no step
         (TPU, Job("10.0.0.2:8476", 2, 1)),
         (TPU | {"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+        (TPU | SLICE_1_OF_2, Job("job-slice-0-0.job:8476", 4, 3)),
+        (
+            TPU | SLICE_1_OF_2 | {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"},
+            Job("job-slice-0-0.job:8476", 2, 1),
+        ),
+        (POD, Job("job-0.job:8476", 4, 3)),
+        (POD | {"VITFORGE_PROCESS_ID": "1"}, Job("job-0.job:8476", 4, 1)),
+        ({"JOB_COMPLETION_INDEX": "3"}, None),  # an indexed Job of something else
     ],
 )
 def test_the_job_is_the_one_that_the_environment_names(environment: dict[str, str], job: Job | None) -> None:
@@ -40,6 +55,7 @@ def test_the_job_is_the_one_that_the_environment_names(environment: dict[str, st
     ("environment", "said"),
     [
         ({"VITFORGE_PROCESS_ID": "0"}, "only VITFORGE_PROCESS_ID is set; set all or none"),
+        ({"JOB_COMPLETION_INDEX": "3", "VITFORGE_COORDINATOR": "a:1"}, "only VITFORGE_COORDINATOR is set"),
         (OWN | {"VITFORGE_NUM_PROCESSES": "two"}, "VITFORGE_NUM_PROCESSES='two' is no whole number"),
     ],
 )
@@ -48,6 +64,48 @@ def test_variables_that_are_incomplete_or_no_numbers_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=said):
         job_of(environment)
+
+
+# As a TPU VM's metadata server has them; the older form of an endpoint is NAME:ID:HOST.
+ATTRIBUTES = {
+    "agent-worker-number": "1",
+    "worker-network-endpoints": "unknown:unknown:10.0.0.2,unknown:unknown:10.0.0.3",
+    "tpu-env": "ACCELERATOR_TYPE: 'v5litepod-8'\nMEGASCALE_NUM_SLICES: '2'\nMEGASCALE_SLICE_ID: '1'\n"
+    "MEGASCALE_COORDINATOR_ADDRESS: '10.0.0.9:8080'\n",
+}
+
+
+class _Metadata(http.server.BaseHTTPRequestHandler):
+    """A stand-in for the metadata server of a TPU VM, which refuses those that do not say that they mean it."""
+
+    def do_GET(self) -> None:
+        value = ATTRIBUTES.get(self.path.rpartition("/")[2])
+        known = value is not None and self.headers["Metadata-Flavor"] == "Google"
+        self.send_response(200 if known else 404)
+        self.end_headers()
+        self.wfile.write((value or "").encode() if known else b"")
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def _metadata_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with http.server.ThreadingHTTPServer(("localhost", 0), _Metadata) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setenv("GCE_METADATA_IP", f"localhost:{server.server_address[1]}")
+        yield
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.usefixtures("_metadata_server")
+def test_a_tpu_vm_asks_its_metadata_for_what_the_environment_does_not_say() -> None:
+    assert job_of({}, ask_metadata) == Job("10.0.0.9:8476", 4, 3)
+    assert job_of(OWN, ask_metadata) == Job("a:1", 2, 0)
+    assert job_of(TPU, ask_metadata) == Job("10.0.0.2:8476", 2, 1)
+    with pytest.raises(UserError, match=r"metadata has no colour .*404.* VITFORGE_NUM_PROCESSES"):
+        ask_metadata("colour")
 
 
 @pytest.mark.parametrize(
