@@ -31,7 +31,7 @@ def open_dataset(name: str, data_dir: str = "", bad_images: str = "fatal") -> Da
     """
     if name in _NAMED:
         return _NAMED[name](data_dir)
-    sound = Sound(bad_images == "skip", _CACHE.expanduser())
+    sound = _sound(bad_images)
     kinds: dict[str, Callable[[str], Dataset]] = {
         "folder": partial(_without, data_dir, partial(folder.load, sound=sound)),
         "array_record": partial(_without, data_dir, partial(shards.load, sound=sound)),
@@ -51,7 +51,20 @@ def open_pairs(name: str, tokens: TokeniserSpec, vocab: Path, bad_images: str = 
     Raises:
       UserError: for pairs or a vocabulary that cannot be read.
     """
-    return pairs.load(name, tokens, vocab, Sound(bad_images == "skip", _CACHE.expanduser()))
+    return pairs.load(name, tokens, vocab, _sound(bad_images))
+
+
+def read_pairs(name: str, bad_images: str = "fatal") -> dict[str, pairs.Pairs]:
+    """Split → the images with texts called `name`, the texts as they are.
+
+    Raises:
+      UserError: for pairs that cannot be read.
+    """
+    return pairs.read(name, _sound(bad_images))
+
+
+def _sound(bad_images: str) -> Sound:
+    return Sound(bad_images == "skip", _CACHE.expanduser())
 
 
 def classes_of(name: str) -> int:

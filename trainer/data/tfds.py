@@ -6,17 +6,19 @@ They must have been prepared in the array_record format (`tfds build NAME --file
 import dataclasses
 import hashlib
 import importlib
+import os
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from serving.command import UserError
+from serving.command import UserError, progress
 from trainer.data.bad_images import Sound
 from trainer.data.encoded import EncodedImages
 from trainer.data.source import Dataset, ImageSource, of_contents, stratified
 
-_INSTALL = "pip install tensorflow-datasets array-record"
+_INSTALL = "pip install 'vitforge[tfds]'"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,22 +69,29 @@ def load(name: str, data_dir: str, sound: Sound) -> Dataset:
         raise UserError(f"tfds:{name} needs TensorFlow Datasets: {_INSTALL}") from error
     try:
         builder = tfds.builder(name, data_dir=data_dir or None, file_format="array_record")
-        info = builder.info
-        classes = tuple(info.features["label"].names)
-        splits = list(info.splits)
+        features = builder.info.features
+        splits = list(builder.info.splits)
     except Exception as error:  # the library raises many kinds
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"tfds:{name} cannot be opened ({reason}); prepare it: tfds build {name} --file_format=array_record"
         ) from error
-    return _assembled(name, data_dir, splits, classes, sound)
+    if not {"image", "label"} <= set(features):
+        raise UserError(f"tfds:{name} has {', '.join(features)}; it needs image and label")
+    if "train" not in splits:
+        raise UserError(
+            f"tfds:{name} is not prepared in {builder.data_dir}; tfds build {name} --file_format=array_record does that"
+        )
+    return _assembled(name, data_dir, splits, tuple(features["label"].names), sound)
 
 
 def _assembled(
     name: str, data_dir: str, splits: list[str], classes: tuple[str, ...], sound: Sound
 ) -> Dataset:
+    cache = sound.cache.with_name("tfds")
+
     def source(split: str, places: Any = None) -> ImageSource:
-        labels = _labels(name, split, data_dir)
+        labels = _labels(name, split, data_dir, cache)
         chosen = np.arange(len(labels)) if places is None else places
         reader = Examples(name, split, data_dir, tuple(chosen.tolist()))
         return ImageSource(EncodedImages(reader), labels[chosen])
@@ -90,7 +99,7 @@ def _assembled(
     if "validation" in splits:
         train, validation = source("train"), source("validation")
     else:
-        labels = _labels(name, "train", data_dir)
+        labels = _labels(name, "train", data_dir, cache)
         train, validation = (
             source("train", part) for part in stratified(labels, (max(1, len(labels) // 10),), 0)
         )
@@ -107,10 +116,21 @@ def _opened(dataset: str, split: str, data_dir: str) -> Any:
     )
 
 
-def _labels(dataset: str, split: str, data_dir: str) -> Any:
-    tfds = importlib.import_module("tensorflow_datasets")
-    only = tfds.decode.PartialDecoding({"label": True})
-    examples = tfds.data_source(
-        dataset, split=split, data_dir=data_dir or None, decoders=only, download=False
-    )
-    return np.array([int(example["label"]) for example in examples], np.int32)
+def _labels(dataset: str, split: str, data_dir: str, cache: Path) -> Any:
+    """int32 (N,). The library reads labels with their images only: all records once, then the labels are kept in `cache`."""
+    source = _opened(dataset, split, data_dir)
+    info = source.dataset_info
+    said = f"{info.full_name} {split} {info.splits[split].num_examples} {info.splits[split].num_bytes}"
+    kept = cache / f"{hashlib.sha256(said.encode()).hexdigest()[:32]}.npy"
+    if kept.is_file():
+        return np.load(kept)
+    labels = np.empty(len(source), np.int32)
+    with progress(len(source), f"labels of {split}") as bar:
+        for place in range(len(source)):
+            labels[place] = source[place]["label"]
+            bar.advance()
+    cache.mkdir(parents=True, exist_ok=True)
+    draft = kept.with_name(f"{os.getpid()}-{kept.name}")
+    np.save(draft, labels)
+    draft.replace(kept)
+    return labels

@@ -16,7 +16,7 @@ from serving.command import UserError
 from serving.preprocess import PreprocessSpec
 from tests.support import pictures
 from tools.convert import main as convert
-from trainer.data import datasets
+from trainer.data import datasets, shard_writers, write_shards
 from trainer.data.datasets import open_dataset
 from trainer.data.encoded import EncodedImages, decoded
 from trainer.data.pipeline import HostBatch, eval_batches, train_batches
@@ -204,6 +204,58 @@ def test_shards_hold_what_the_folder_holds(folder: Path, tmp_path: Path) -> None
         assert np.array_equal(one["image"], other["image"])
 
 
+def test_who_writes_the_shards_makes_no_difference(folder: Path, tmp_path: Path) -> None:
+    asked = [f"--dataset=folder:{folder}", "--shards=3"]
+    convert([*asked, f"--output={tmp_path / 'here'}"])
+    convert([*asked, f"--output={tmp_path / 'processes'}", "--workers=2"])
+    assert contents(tmp_path / "processes") == contents(tmp_path / "here")
+
+
+@pytest.mark.slow
+def test_a_runner_of_beam_writes_the_same_shards(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip(
+        "apache_beam", reason="pip install apache-beam, which is not among the locked versions"
+    )
+    asked = [f"--dataset=folder:{folder}", "--shards=3"]
+    convert([*asked, f"--output={tmp_path / 'here'}"])
+    convert([*asked, f"--output={tmp_path / 'beam'}", "--beam=--runner=DirectRunner --direct_num_workers=2"])
+    assert contents(tmp_path / "beam") == contents(tmp_path / "here")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_shards_that_were_begun_go_on_and_of_other_images_begin_anew(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [f"--dataset=folder:{folder}", f"--output={tmp_path / 'shards'}", "--shards=4"]
+    written: list[str] = []
+
+    def breaks_off(shard: write_shards.Shard) -> None:
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        write_shards.write_shard(shard)
+        written.append(Path(shard.path).name)
+
+    def counts(shard: write_shards.Shard) -> None:
+        written.append(Path(shard.path).name)
+        write_shards.write_shard(shard)
+
+    monkeypatch.setattr(shard_writers, "write_shard", breaks_off)
+    with pytest.raises(KeyboardInterrupt):
+        convert(asked)
+    assert not (tmp_path / "shards").exists()
+    begun = list(written)
+    monkeypatch.setattr(shard_writers, "write_shard", counts)
+    convert(asked)
+    assert sorted(written) == sorted(set(written))  # none twice
+    assert begun == written[:2]
+    written.clear()
+    convert([*asked[:1], f"--output={tmp_path / 'whole'}", "--shards=4"])
+    assert contents(tmp_path / "whole") == contents(tmp_path / "shards")
+
+
 def test_shards_of_arrays_hold_the_same_pixels(tmp_path: Path) -> None:
     convert(["--dataset=digits", f"--output={tmp_path / 'shards'}"])
     ours, theirs = open_dataset(f"array_record:{tmp_path}/shards/*.array_record"), open_dataset("digits")
@@ -259,6 +311,4 @@ def test_names_of_data_sets(folder: Path) -> None:
         open_dataset("cifar")
     with pytest.raises(UserError, match="the path stands in the name"):
         open_dataset(f"folder:{folder}", "/tmp")
-    with pytest.raises(UserError, match=r"tfds:mnist needs TensorFlow Datasets: pip install"):
-        open_dataset("tfds:mnist")
     assert dataclasses.is_dataclass(open_dataset("digits"))

@@ -13,8 +13,9 @@ from serving.preprocess import PreprocessSpec
 from serving.tokenise import spec_of
 from tests.support import captioned, trainings
 from tests.support.small_models import SMALL, random_params, save_digits
+from tools.convert import main as convert
 from trainer import checkpoint, config, contrasting, zero_shot
-from trainer.data.datasets import open_pairs
+from trainer.data.datasets import open_dataset, open_pairs
 from trainer.description import TwoTowers
 from trainer.embedding import classified, recalls
 from trainer.export.__main__ import main as export
@@ -65,6 +66,22 @@ def test_texts_are_tokens_and_splits_are_disjoint(pairs: Path) -> None:
     words = (pairs / "vocab.txt").read_text().splitlines()
     assert words[data.test.labels[0, 0]] == "[CLS]"
     assert words[1] not in [words[token] for token in data.test.labels.ravel()]  # all is known
+
+
+def test_shards_hold_the_same_pairs(pairs: Path, tmp_path: Path) -> None:
+    convert([f"--dataset=pairs:{pairs / 'pairs.jsonl'}", f"--output={tmp_path / 'shards'}", "--shards=2"])
+    vocab, name = pairs / "vocab.txt", f"pairs:{tmp_path}/shards/*.array_record"
+    ours = open_pairs(name, spec_of(vocab, 8), vocab)
+    theirs = open_pairs(f"pairs:{pairs / 'pairs.jsonl'}", spec_of(vocab, 8), vocab)
+    for one, other in ((ours.train, theirs.train), (ours.test, theirs.test)):
+        np.testing.assert_array_equal(one.labels, other.labels)
+        np.testing.assert_array_equal(one.images[5], other.images[5])
+    train(experiment(pairs, dataset=name), tmp_path / "run")
+    with pytest.raises(UserError, match="are images with texts; ask for pairs:"):
+        open_dataset(name.replace("pairs:", "array_record:"))
+    convert(["--dataset=digits", f"--output={tmp_path / 'digits'}"])
+    with pytest.raises(UserError, match="are images of 10 classes; ask for array_record:"):
+        open_pairs(f"pairs:{tmp_path}/digits/*.array_record", spec_of(vocab, 8), vocab)
 
 
 def test_a_locked_tower_stays_to_the_bit_and_the_text_tower_learns(pairs: Path, tmp_path: Path) -> None:
