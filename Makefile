@@ -88,7 +88,7 @@ test-devices: $(READY)
 	$(if $(DEVICES),$(PYTEST) -m 'not slow' $(DEVICES))
 
 # One after the other: these start servers and trainings of several processes, which would only slow each other down.
-test-slow: $(READY)
+test-slow: $(READY) $(PLAN)/.ready
 	$(if $(PROCESSES),$(PYTEST) $(PROCESSES))
 	$(if $(SLOW),$(PYTEST) -m slow $(SLOW))
 	$(if $(SLOW_DEVICES),$(PYTEST) -m slow $(SLOW_DEVICES))

@@ -117,6 +117,8 @@ def require_folder(path: Path, flag: str) -> None:
     Raises:
       UserError: naming the flag, and what stands in the way.
     """
+    if ":/" in str(path):
+        raise UserError(f"{flag}={path} is a URL; give a folder, such as one where the storage is mounted")
     existing = next(place for place in (path.absolute(), *path.absolute().parents) if _exists(place))
     if not existing.is_dir():
         raise UserError(f"{flag}={path}: {existing} is a file; give a folder")

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from serving.preprocess import PreprocessSpec
 from trainer import cached_logits, mixing
 from trainer.config import Experiment
-from trainer.data.global_batch import input_share
+from trainer.data.global_batch import readers
 from trainer.description import Classifier
 from trainer.forward import Forward
 from trainer.models.build import Params
@@ -39,7 +39,7 @@ class Classifying:
     @property
     def forward(self) -> Forward:
         """How student and teacher are computed."""
-        return Forward.of(self.experiment)
+        return Forward.of(self.experiment, self.mesh)
 
     @property
     def draws(self) -> bool:
@@ -53,7 +53,7 @@ class Classifying:
         targets = jax.nn.one_hot(batch["label"], self.model.num_classes)
         if any(alphas):
             share = mixing.own_share(self.experiment.seed, step, (spec.height, spec.width), *alphas)
-            others = mixing.partners(len(targets), input_share(self.mesh)[1])
+            others = mixing.partners(len(targets), readers(self.mesh))
             images = mixing.mixed(images, others, share)
             targets = mixing.mixed(targets, others, share.mean())
         return {**batch, "image": images, "targets": targets}

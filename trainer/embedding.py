@@ -42,7 +42,7 @@ class Embedder:
         if not isinstance(model, TwoTowers):
             raise UserError(f"{path} is of kind {model.kind!r}; zero-shot takes an image-text pair")
         spec = weights.prepared(path, model.image.image_size)
-        return Embedder(model, weights.params, spec, batch)
+        return Embedder(model, jax.device_put(weights.params), spec, batch)
 
     def images(self, source: ImageSource) -> Array:
         """(N, E), of all images of `source`."""

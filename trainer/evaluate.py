@@ -44,9 +44,12 @@ def _evaluate(
     checkpoint: str, split: str, dataset: str, data_dir: str, batch: int, report: str
 ) -> dict[str, object]:
     # Imported late: --help answers without starting JAX.
+    import jax
+
     from trainer import judging, judging_report
     from trainer.checkpoint import load
     from trainer.data.datasets import open_again, open_dataset
+    from trainer.distributed import rules
     from trainer.distributed.bootstrap import join_job
     from trainer.evaluation import check_classes, one_process_mesh
     from trainer.interval import wilson
@@ -63,7 +66,8 @@ def _evaluate(
     step = make_judge_step(model, loaded.preprocess, mesh)
     shards = mesh.shape["data"]
     rounded = -(-batch // shards) * shards
-    found = judging.answers(step, loaded.params, getattr(data, split), loaded.preprocess, rounded, mesh)
+    params = rules.place(loaded.params, mesh)
+    found = judging.answers(step, params, getattr(data, split), loaded.preprocess, rounded, mesh)
     examples, top1 = len(found.label), float(found.right.mean())
     low, high = wilson(top1, examples)
     classes = judging.per_class(found, data.class_names)
@@ -82,7 +86,7 @@ def _evaluate(
         "calibration_error": judging.calibration_error(found),
         "worst_classes": {row["class"]: row["accuracy"] for row in worst},
     }
-    if report:
+    if report and jax.process_index() == 0:
         table = judging.confusion(found, len(classes))
         judging_report.write(Path(report), result, classes, judging.reliability(found), table)
     return result

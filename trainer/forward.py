@@ -3,9 +3,11 @@
 import dataclasses
 
 import jax
+from jax.sharding import Mesh
 
 from trainer.config import Experiment
 from trainer.description import Classifier
+from trainer.distributed import rules
 from trainer.models.build import Params, bind
 from trainer.models.computing import in_dtype
 from trainer.models.eight_bits import in_eight_bits
@@ -23,9 +25,9 @@ class Forward:
     rates: Regularisation
 
     @staticmethod
-    def of(experiment: Experiment) -> "Forward":
+    def of(experiment: Experiment, mesh: Mesh) -> "Forward":
         """As `experiment` asks for it."""
-        layers = Layers(experiment.remat, experiment.scan_blocks)
+        layers = Layers(experiment.remat, experiment.scan_blocks, rules.activations(mesh))
         return Forward(experiment.dtype, layers, Regularisation(experiment.do, experiment.sd))
 
     @property

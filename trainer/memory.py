@@ -16,20 +16,45 @@ def refusal(error: jax.errors.JaxRuntimeError, experiment: Experiment, mesh: Mes
     if _TOO_LARGE not in str(error):
         return None
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    batch, parts = experiment.batch, experiment.accum_steps
+    batch, parts, whole = experiment.batch, experiment.accum_steps, experiment.pairs
     ways = []
-    if batch % (shards * parts * 2) == 0:
+    if batch % (shards * parts * 2) == 0 and not whole:
         ways.append(f"--config.accum_steps={parts * 2} (the same learning, in parts)")
-    if experiment.remat == "none":
+    if experiment.remat == "none" and not whole:
         ways.append("--config.remat=blocks (the same learning, about a third slower)")
     if batch // 2 >= shards and batch // 2 % (shards * parts) == 0:
         ways.append(f"--config.batch={batch // 2} --config.base_lr={_scaled(experiment):.3g}")
     if not ways:
         ways.append(f"a mesh with more than {shards} data shards, or larger fsdp or model axes")
-    reason = str(error).split("\n")[0].strip()[:160]
     return UserError(
-        f"out of memory: a step of batch={batch} in accum_steps={parts} parts does not fit ({reason}); use {', or '.join(ways)}"
+        f"out of memory: a step of batch={batch} in accum_steps={parts} parts does not fit ({_reason(error)}); "
+        f"use {', or '.join(ways)}"
     )
+
+
+def refusal_of_state(error: jax.errors.JaxRuntimeError, mesh: Mesh) -> UserError | None:
+    """Likewise of what a run keeps: parameters, what the optimiser keeps for them, a teacher."""
+    if _TOO_LARGE not in str(error):
+        return None
+    return UserError(
+        f"out of memory: parameters, what the optimiser keeps and the teacher do not fit ({_reason(error)}); cut them with "
+        f"a larger --config.mesh.fsdp (now {mesh.shape['fsdp']}) or --config.mesh.model, or keep the teacher's answers in "
+        "--config.teacher_cache"
+    )
+
+
+def refusal_of_evaluation(error: jax.errors.JaxRuntimeError, experiment: Experiment) -> UserError | None:
+    """Likewise of a batch of evaluation."""
+    if _TOO_LARGE not in str(error):
+        return None
+    return UserError(
+        f"out of memory: evaluating batch_eval={experiment.batch_eval} images at a time does not fit ({_reason(error)}); use "
+        f"--config.batch_eval={max(1, experiment.batch_eval // 2)}"
+    )
+
+
+def _reason(error: jax.errors.JaxRuntimeError) -> str:
+    return str(error).split("\n")[0].strip()[:160]
 
 
 def _scaled(experiment: Experiment) -> float:

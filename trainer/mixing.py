@@ -5,6 +5,7 @@ Mixup (Zhang et al. 2018, arXiv:1710.09412) blends all pixels, CutMix (Yun et al
 Shapes: B batch, H W pixels, C channels.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,16 +16,20 @@ _STREAM = 2**31  # dropout takes small numbers of the same step's key
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 
-def partners(batch: int, shares: int) -> Rows:
+def partners(batch: int, readers: Sequence[int]) -> Rows:
     """For each row of a global batch, the row of the example that comes after it in the data; the last is followed by the first.
 
-    A global batch holds the share of one reader after another's, and a reader has every `shares`th example: by rows alone, the
-    pairs would be others on another number of processes.
+    `readers` says who reads each of the equal shards of a batch, by numbers from 0. One of R readers has every Rth example, in the
+    order of its rows: by rows alone, the pairs would be others on another number of processes or another mesh.
     """
-    rows = np.arange(batch)
-    each = batch // shares
-    following = (rows % each * shares + rows // each + 1) % batch
-    return np.asarray(following % shares * each + following // shares)
+    reader = np.repeat(np.asarray(readers), batch // len(readers))
+    count = len(set(readers))
+    example = np.empty(batch, np.int64)
+    for number in range(count):
+        rows = np.flatnonzero(reader == number)
+        example[rows] = np.arange(len(rows)) * count + number
+    row_of = np.argsort(example)
+    return np.asarray(row_of[(example + 1) % batch])
 
 
 def own_share(

@@ -26,6 +26,7 @@ class Preemption:
     def __init__(self) -> None:
         self._alone = jax.process_count() == 1
         self._heard: signal.Signals | None = None
+        self._asked = 0
 
     def __enter__(self) -> "Preemption":
         self._before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -64,11 +65,12 @@ class Preemption:
             if not self._alone:
                 os.kill(os.getpid(), signal.SIGTERM)  # JAX's service tells the others
 
-    def due(self, step: int) -> bool:
-        """Whether this process, like all others, has to stop after `step` steps."""
+    def due(self) -> bool:
+        """Whether this process, like all others, has to stop here; all ask as often, after steps and batches of evaluation."""
+        self._asked += 1
         if self._alone:
             return self._heard is not None
-        return multihost_utils.reached_preemption_sync_point(step)
+        return multihost_utils.reached_preemption_sync_point(self._asked)
 
     @property
     def exit_code(self) -> ExitCode:

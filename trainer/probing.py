@@ -58,8 +58,10 @@ def features(model: Frozen, source: ImageSource, batch: int, places: Array | Non
     def read(params: Params, pixels: jax.Array) -> jax.Array:
         return bind(model.description, params)(pixels)
 
+    params = jax.device_put(model.params)
+
     def run(pixels: Array) -> Array:
-        return np.asarray(read(model.params, pixels))
+        return np.asarray(read(params, pixels))
 
     values = read_images(run, source, model.preprocess, batch, "features", places)
     return Features(values, source.labels if places is None else source.labels[places])

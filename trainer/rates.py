@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import jax
 
 from trainer import description
-from trainer.description import Classifier, Model
+from trainer.description import Classifier, Model, TwoTowers
 
 # Peak of a chip in bfloat16, FLOP/s, by the beginning of its kind's name (vendors' data sheets); others have no MFU.
 PEAKS = {
@@ -36,9 +36,14 @@ def peak_flops(kind: str) -> float | None:
     return PEAKS[max(found, key=len)] if found else None
 
 
-def flops_per_image(student: Model, teacher: Classifier | None) -> float:
-    """Forward and backward pass of the student (three times its forward pass), forward pass of a teacher that is asked."""
+def flops_per_image(student: Model, teacher: Classifier | None, locked: bool = False) -> float:
+    """Forward and backward pass of the student (three times its forward pass), forward pass of a teacher that is asked.
+
+    Of a `locked` image tower there is no backward pass.
+    """
     asked = description.macs(teacher) if teacher else 0
+    if locked and isinstance(student, TwoTowers):
+        return 2.0 * (description.macs(student.image) + 3 * description.macs(student.text))
     return 2.0 * (3 * description.macs(student) + asked)
 
 

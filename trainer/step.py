@@ -75,7 +75,7 @@ def init_state(
 def planned_state(
     model: Model, tx: optax.GradientTransformation, mesh: Mesh, seed: int, with_ema: bool = False
 ) -> tuple[Callable[[], TrainState], TrainState, Any, list[str]]:
-    """(what makes a fresh state, its shapes in their shards, its shardings, what no axis divides); nothing is made yet."""
+    """(what makes a fresh state, its shapes in their shards, its shardings, parameters that no axis divides); none is made yet."""
 
     def create() -> TrainState:
         params = init_params(model, seed)
@@ -83,8 +83,9 @@ def planned_state(
         return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), ema, nothing_seen())
 
     shapes = jax.eval_shape(create)
-    placed, reports = rules.shardings(shapes, mesh)
-    return create, rules.in_shards(shapes, placed), placed, reports
+    placed, _ = rules.shardings(shapes, mesh)
+    # What is kept for a parameter follows its rule, and need not be said again.
+    return create, rules.in_shards(shapes, placed), placed, rules.shardings(shapes.params, mesh)[1]
 
 
 class Task(Protocol):

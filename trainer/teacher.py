@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -90,11 +91,16 @@ def check_teacher(
 
 
 def stored_answers(
-    experiment: Experiment, teacher: Teacher, dataset: Dataset, spec: PreprocessSpec, mesh: Mesh
+    experiment: Experiment,
+    teacher: Teacher,
+    dataset: Dataset,
+    spec: PreprocessSpec,
+    mesh: Mesh,
+    alive: Callable[[], None] = lambda: None,
 ) -> CachedLogits:
     """What `teacher` says of every view that the run sees, from `experiment.teacher_cache`; what lacks there is asked for first.
 
-    Every process calls this. Filling goes on where it was interrupted.
+    Every process calls this. Filling goes on where it was interrupted; `alive` is called after each batch.
 
     Raises:
       UserError: when the folder holds answers of another kind, or somebody else is filling it.
@@ -123,7 +129,9 @@ def stored_answers(
     )
     if cache.filled < epochs * len(images):
         with hold_for_all(folder, "filling the teacher's answers"):
-            _fill(cache, epochs * len(images), teacher, views, images, spec, experiment.batch_eval, mesh)
+            _fill(
+                cache, epochs * len(images), teacher, views, images, spec, experiment.batch_eval, mesh, alive
+            )
         _wait_for_all("filled")
         cache = CachedLogits(folder, key)
     return cache
@@ -147,6 +155,7 @@ def _fill(
     spec: PreprocessSpec,
     batch: int,
     mesh: Mesh,
+    alive: Callable[[], None],
 ) -> None:
     ask, params = step.make_answer_step(teacher.description, spec, mesh), rules.place(teacher.params, mesh)
     share, shares = input_share(mesh)
@@ -162,6 +171,7 @@ def _fill(
             if jax.process_index() == 0:
                 cache.write(np.arange(start, start + wanted), logits)
             bar.advance(wanted)
+            alive()
 
 
 def _view(views: RepeatedAugment, images: Whole | Fitted, row: int) -> Array:

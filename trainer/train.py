@@ -4,8 +4,6 @@ Order of a step: take the batch, step, log, evaluate, save, listen for preemptio
 """
 
 import dataclasses
-import hashlib
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -17,13 +15,15 @@ from jax.sharding import Mesh
 from serving.command import ExitCode, UserError, progress
 from trainer import description, memory, optim, step
 from trainer.cached_logits import CachedLogits
-from trainer.checkpoint import Card, TrainCheckpoints, holds_training, load_card, steps
-from trainer.config import Experiment, refuse_changes
+from trainer.checkpoint import Card, TrainCheckpoints
+from trainer.config import Experiment
 from trainer.data.global_batch import input_share, to_global
 from trainer.data.pipeline import train_batches
 from trainer.distributed import rules
+from trainer.distributed.agreement import require_same
 from trainer.distributed.holding import hold_for_all
 from trainer.distributed.mesh import check_batch, make_mesh
+from trainer.distributed.peers import ending_without_peers
 from trainer.evaluation import evaluate
 from trainer.metrics import MetricsWriter
 from trainer.models.build import Params
@@ -33,6 +33,7 @@ from trainer.parts import Parts, assemble
 from trainer.preemption import Preemption
 from trainer.profiler import Profiler
 from trainer.rates import Rates, flops_per_image
+from trainer.same_run import refuse_a_model, require_same_run
 from trainer.skips import Skips
 from trainer.step import Batch, Frozen, TrainState
 from trainer.tasks import eval_step_of, task_of
@@ -49,14 +50,28 @@ def train(experiment: Experiment, workdir: Path) -> dict[str, object]:
       UserError: for bad input, for a workdir of another run or in use, and (code 42, or 130 after Ctrl-C) when asked to stop,
         with the state saved.
     """
-    with Preemption() as preemption:
-        _refuse_a_model(workdir)
+    with Preemption() as preemption, ending_without_peers():
+        refuse_a_model(workdir)
         _keep_compiled(experiment.compile_cache)
         parts = assemble_pair(experiment) if experiment.pairs else assemble(experiment)
         mesh = mesh_of(experiment)
         workdir.mkdir(parents=True, exist_ok=True)
-        with hold_for_all(workdir, "training"):
-            return _Run(parts, mesh, workdir).to_the_end(preemption)
+        _require_agreement(parts)
+        with (
+            hold_for_all(workdir, "training"),
+            Watchdog(workdir, experiment.stall_after_s) as watchdog,
+        ):
+            return _Run(parts, mesh, workdir, watchdog, preemption).to_the_end()
+
+
+def _require_agreement(parts: Parts) -> None:
+    """Refuses processes that would learn something else."""
+    meta = parts.card.meta
+    require_same("a configuration", meta["config_text"], "start all with the same recipe and flags")
+    remedy = "give all hosts the same files (bad images that one of them could not read count, too)"
+    require_same(f"images of {meta['dataset']}", meta["fingerprint"], remedy)
+    require_same("first weights", meta.get("pretrained_hash", ""), "give all hosts the same file")
+    require_same("a teacher", meta["teacher_hash"], "give all hosts the same file")
 
 
 def mesh_of(experiment: Experiment) -> Mesh:
@@ -85,27 +100,39 @@ _LEAVING = {ExitCode.PREEMPTED: "preempted", ExitCode.INTERRUPTED: "interrupted"
 class _Run:
     """The compiled steps, the state and the record of one run."""
 
-    def __init__(self, parts: Parts, mesh: Mesh, workdir: Path) -> None:
+    def __init__(
+        self, parts: Parts, mesh: Mesh, workdir: Path, watchdog: Watchdog, preemption: Preemption
+    ) -> None:
         self._experiment, self._parts, self._mesh, self._workdir = parts.experiment, parts, mesh, workdir
+        self._watchdog, self._preemption = watchdog, preemption
         self._checkpoints = TrainCheckpoints(workdir, parts.experiment.keep_last, parts.experiment.keep_best)
         self._rates = Rates(parts.experiment.batch)
-        self._scores: dict[int, float] = {}  # validation top-1 by step
+        self._scores: dict[int, dict[str, float]] = {}  # of validation, by step
+        self._saved = self._checkpoints.latest_step()
         try:
             with self._rates.spending("start"):
                 self._build()
+        except jax.errors.JaxRuntimeError as error:
+            self._checkpoints.close()
+            raise memory.refusal_of_state(error, mesh) or error from error
         except BaseException:
             self._checkpoints.close()
             raise
 
     def _build(self) -> None:
         experiment, parts, card = self._experiment, self._parts, self._parts.card
+        said = [] if self._saved is None else require_same_run(self._workdir, experiment, card)
         self._answers = self._stored_answers()
         tx = optim.optimiser(experiment)
         fresh, placed, undivided = step.init_state(
             card.description, tx, self._mesh, experiment.seed, experiment.ema_decay > 0
         )
         self._state = self._first_state(fresh)
+        said += [f"replicated: {line}" for line in undivided]
         teacher = parts.teacher if self._answers is None else None
+        if teacher:
+            divided = rules.shardings(teacher.params, self._mesh)[1]
+            said += [f"replicated, of the teacher: {line}" for line in divided]
         self._teacher = (
             Frozen(teacher.description, rules.place(in_dtype(teacher.params, experiment.dtype), self._mesh))
             if teacher
@@ -116,12 +143,12 @@ class _Run:
         self._train_step = step.make_train_step(experiment, task, tx, placed, self._mesh)
         self._eval_step = eval_step_of(parts, self._mesh)
         self._start = int(self._state.step)
-        self._rates.flops = flops_per_image(card.description, asked)
+        self._rates.flops = flops_per_image(card.description, asked, experiment.lock_image)
         skips = Skips(len(parts.dataset.train), experiment.seed, experiment.batch)
         self._metrics = MetricsWriter(self._workdir, self._start, skips)
         if jax.process_index() == 0:
             (self._workdir / "config.txt").write_text(card.meta["config_text"])
-            _announce(experiment, card, self._start, undivided, self._mesh.shape)
+            _announce(experiment, card, self._start, said, self._mesh.shape)
 
     def _stored_answers(self) -> CachedLogits | None:
         """The teacher's answers where they are stored; filled first, before anything large is on the device."""
@@ -129,36 +156,38 @@ class _Run:
         if teacher is None or not self._experiment.teacher_cache:
             return None
         spec = parts.card.preprocess
-        return stored_answers(self._experiment, teacher, parts.dataset, spec, self._mesh)
+        alive = partial(self._watchdog.at, "asking the teacher", 0)
+        return stored_answers(self._experiment, teacher, parts.dataset, spec, self._mesh, alive)
 
     def _first_state(self, fresh: TrainState) -> TrainState:
-        latest = self._checkpoints.latest_step()
-        if latest is None:
+        if self._saved is None:
             return (
                 fresh if self._parts.pretrained is None else self._begun_with(self._parts.pretrained, fresh)
             )
-        _check_same_run(self._workdir, self._experiment, self._parts.card)
-        number = jax.device_put(latest, fresh.step.sharding).astype(fresh.step.dtype)
+        self._watchdog.at("restoring", self._saved)
+        number = jax.device_put(self._saved, fresh.step.sharding).astype(fresh.step.dtype)
         return dataclasses.replace(fresh, step=number, **self._checkpoints.restore(fresh))
 
     def _begun_with(self, params: Params, fresh: TrainState) -> TrainState:
         ema = None if fresh.ema is None else rules.place(params, self._mesh)
         return dataclasses.replace(fresh, params=rules.place(params, self._mesh), ema=ema)
 
-    def to_the_end(self, preemption: Preemption) -> dict[str, object]:
+    def to_the_end(self) -> dict[str, object]:
         """Runs the loop and reports."""
+        total = self._experiment.total_steps
         try:
-            with Watchdog(self._workdir, self._experiment.stall_after_s) as watchdog:
-                self._loop(preemption, watchdog)
-                score = self._evaluate(self._experiment.total_steps, watchdog)
+            self._loop()
+            if total not in self._scores:  # the workdir held the whole run
+                self._evaluate(total)
+            self._watchdog.at("saving", total)
         finally:
             self._checkpoints.close()
             self._metrics.close()
-        model, trained = self._parts.card.description, self._experiment.total_steps > self._start
+        model, score, trained = self._parts.card.description, self._scores[total], total > self._start
         return {
             "stage": self._parts.card.meta["stage"],
             "workdir": str(self._workdir),
-            "steps": self._experiment.total_steps,
+            "steps": total,
             "resumed_from": self._start,
             "validation_top1": score["top1"],
             "validation_loss": score["loss"],
@@ -169,7 +198,8 @@ class _Run:
             "spent_s": {what: round(seconds, 2) for what, seconds in self._rates.spent_s.items()},
         }
 
-    def _loop(self, preemption: Preemption, watchdog: Watchdog) -> None:
+    def _loop(self) -> None:
+        watchdog, preemption = self._watchdog, self._preemption
         experiment, label = self._experiment, str(self._parts.card.meta["stage"])
         with (
             progress(experiment.total_steps, label, self._start) as bar,
@@ -187,14 +217,14 @@ class _Run:
                 last = number == experiment.total_steps
                 self._log(number, metrics, number % experiment.log_every == 0 or last)
                 # Before saving: who goes on from a checkpoint has the whole record up to it.
-                if number % experiment.eval_every == 0 and not last:
-                    self._evaluate(number, watchdog)
+                if number % experiment.eval_every == 0 or last:
+                    self._evaluate(number)
                 if number % experiment.checkpoint_every == 0 or last:
                     watchdog.at("saving", number)
                     self._save(number)
                 bar.advance(note=self._note())
-                if not last and preemption.due(number):
-                    self._leave(number, preemption.exit_code)
+                if not last and preemption.due():
+                    self._leave(number)
                 watchdog.at("waiting for input", number + 1)
         self._metrics.flush()
 
@@ -243,40 +273,43 @@ class _Run:
 
     def _save(self, number: int) -> None:
         self._metrics.flush()
-        top1 = self._scores.get(number) if self._experiment.keep_best else None
+        top1 = self._scores[number]["top1"] if self._experiment.keep_best and number in self._scores else None
         with self._rates.spending("save"):
             self._checkpoints.save(self._state, self._card_at(number), top1)
+        self._saved = number
 
     def _card_at(self, number: int) -> Card:
         position = {"step": number, "next_example": number * self._experiment.batch}
         card = self._parts.card
         return dataclasses.replace(card, meta={**card.meta, **position})
 
-    def _evaluate(self, number: int, watchdog: Watchdog) -> dict[str, float]:
-        alive = partial(watchdog.at, "evaluating", number)
-        alive()
-        source, spec = self._parts.dataset.validation, self._parts.card.preprocess
-        with self._rates.spending("evaluate"):
-            score = evaluate(
-                self._eval_step,
-                self._state.evaluated,
-                source,
-                spec,
-                self._experiment.batch_eval,
-                self._mesh,
-                alive,
-            )
-        self._scores[number] = score["top1"]
+    def _evaluate(self, number: int) -> None:
+        def after_a_batch() -> None:
+            self._watchdog.at("evaluating", number)
+            if self._preemption.due():
+                self._leave(number)
+
+        experiment, spec = self._experiment, self._parts.card.preprocess
+        source, params = self._parts.dataset.validation, self._state.evaluated
+        self._watchdog.at("evaluating", number)
+        try:
+            with self._rates.spending("evaluate"):
+                score = evaluate(
+                    self._eval_step, params, source, spec, experiment.batch_eval, self._mesh, after_a_batch
+                )
+        except jax.errors.JaxRuntimeError as error:
+            raise memory.refusal_of_evaluation(error, experiment) or error from error
+        self._scores[number] = score
         self._metrics.flush()
         self._metrics.write(number, {f"validation_{name}": value for name, value in score.items()})
-        return score
 
     def _note(self) -> str:
         latest = self._metrics.latest
         return f"loss {latest['loss']:.3f} top1 {latest['top1']:.2f}" if latest else ""
 
-    def _leave(self, number: int, exit_code: ExitCode) -> None:
-        if number % self._experiment.checkpoint_every:
+    def _leave(self, number: int) -> None:
+        exit_code = self._preemption.exit_code
+        if self._saved != number:
             self._save(number)
         self._metrics.flush()
         raise UserError(
@@ -285,43 +318,8 @@ class _Run:
         )
 
 
-def _refuse_a_model(workdir: Path) -> None:
-    """Refuses a workdir with what compression wrote, or another model alone: there is no training to go on with."""
-    if steps(workdir) and not holds_training(workdir):
-        stage = load_card(workdir).meta["stage"]
-        raise UserError(
-            f"{workdir} holds a {stage} model, not a training run; give another --workdir "
-            f"(to train this model further, with --config.pretrained={workdir})"
-        )
-
-
-def _check_same_run(workdir: Path, experiment: Experiment, card: Card) -> None:
-    stored = load_card(workdir)
-    refuse_changes(stored.meta["config_text"], experiment)
-    for name, old, new in (
-        ("a model of another shape", *map(_shape, (stored, card))),
-        ("other preprocessing", stored.preprocess, card.preprocess),
-        ("other classes", *(list(one.labels) for one in (stored, card))),
-        ("another data set", *(one.meta["fingerprint"] for one in (stored, card))),
-        ("other pretrained weights", *(one.meta.get("pretrained_hash", "") for one in (stored, card))),
-        ("another teacher", *(one.meta["teacher_hash"] for one in (stored, card))),
-    ):
-        if old != new:
-            raise UserError(
-                f"{workdir} holds a run with {name}: {old or 'none'} there, {new or 'none'} now; "
-                "give another --workdir, or what that run began with"
-            )
-
-
-def _shape(card: Card) -> str:
-    """The model's size, and the sha256 of its description, in which any two differ."""
-    text = json.dumps(card.to_json()["description"], sort_keys=True)
-    size = description.param_count(card.description)
-    return f"{size:,} parameters (description {hashlib.sha256(text.encode()).hexdigest()[:12]})"
-
-
 def _announce(
-    experiment: Experiment, card: Card, start: int, undivided: list[str], mesh: Mapping[str, int]
+    experiment: Experiment, card: Card, start: int, said: list[str], mesh: Mapping[str, int]
 ) -> None:
     model = card.description
     size = f"{description.param_count(model):,} parameters, {description.macs(model) / 1e6:.2f} MMACs"
@@ -329,7 +327,12 @@ def _announce(
     if start >= experiment.total_steps:
         origin = f"already complete at step {start}, nothing to train; for another run give another --workdir"
     axes = " ".join(f"{axis}={devices}" for axis, devices in mesh.items())
-    lines = [f"{card.meta['stage']}: {size}; mesh {axes}; batch {experiment.batch}; {origin}"]
+    lines = [f"{card.meta['stage']}: {size}; mesh {axes}; batch {experiment.batch}; {_where()}; {origin}"]
     lines.append(f"configuration {card.meta['config_hash'][:12]}, whole in config.txt of the workdir")
-    lines += [f"replicated: {line}" for line in undivided]
-    print("\n".join(lines), file=sys.stderr)
+    print("\n".join(lines + said), file=sys.stderr)
+
+
+def _where() -> str:
+    processes, devices = jax.process_count(), jax.device_count()
+    kind = f"{jax.devices()[0].platform} device{'s' if devices > 1 else ''}"
+    return f"{processes} process{'es' if processes > 1 else ''} with {devices} {kind}"

@@ -28,9 +28,3 @@ def test_a_sum_inside_a_loop_counts_as_often_as_the_loop_goes_round() -> None:
     assert set(found) == {"all-reduce"}
     assert (found["all-reduce"].count, found["all-reduce"].bytes) == (5, 5 * 32 * 4)
     assert found["all-reduce"].sent_bytes == 5 * 32 * 4 * 2 * 7 / 8
-
-
-def test_slices_are_replicas_and_follow_each_other() -> None:
-    """Emulated slices are processes; one process is one slice."""
-    mesh = make_mesh(MeshShape(4, 2, 1, slices=1))
-    assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "model": 1}

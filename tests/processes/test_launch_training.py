@@ -3,8 +3,10 @@
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,15 +21,16 @@ from trainer import checkpoint
 SAME_LOSS = 1e-5
 
 
-def launch(workdir: Path, arguments: list[str], *options: str) -> list[str]:
-    job = [
-        "--backend=local",
-        "--processes=2",
-        "--devices_per_process=4",
-        f"--timeout_s={trainings.PATIENCE_S}",
-    ]
+def launched(command: list[str], *options: str, processes: int = 2) -> list[str]:
+    """`command` as so many processes with eight devices in all."""
+    size = [f"--processes={processes}", f"--devices_per_process={8 // processes}"]
+    job = ["--backend=local", *size, f"--timeout_s={trainings.PATIENCE_S}", *options]
+    return ["tools.launch", "run", *job, "--", *command]
+
+
+def launch(workdir: Path, arguments: list[str], *options: str, processes: int = 2) -> list[str]:
     command = ["python", "-m", "trainer.main", f"--workdir={workdir}", *arguments]
-    return ["tools.launch", "run", *job, *options, "--", *command]
+    return launched(command, *options, processes=processes)
 
 
 def assert_same_losses(one: Path, other: Path) -> None:
@@ -54,21 +57,39 @@ def alone(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
     return workdir
 
 
-# Replicas alone; parameters cut within and between processes; the model axis across both processes; each process a slice.
-@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2), (1, 1, 8), (2, 2, 1, 2)])
-def test_two_processes_train_as_one(
-    mesh: tuple[int, ...], arguments: list[str], alone: Path, tmp_path: Path
-) -> None:
+# Replicas alone; parameters cut within and between processes; the model axis across both processes; each process a slice; and
+# with each of them another way to compute a step. One device takes them all in a plain step.
+IN_PARTS, REMAT, LOOP = "--config.accum_steps=2", "--config.remat=blocks", "--config.scan_blocks=True"
+JOBS: list[tuple[int, tuple[int, ...], list[str]]] = [
+    (2, (8, 1, 1), []),
+    (2, (2, 2, 2), [IN_PARTS, REMAT]),
+    (2, (1, 1, 8), [LOOP]),
+    (2, (2, 2, 1, 2), []),
+    (4, (4, 2, 1), [REMAT, LOOP]),
+    (4, (1, 2, 4), [IN_PARTS]),
+]
+
+
+def on_mesh(mesh: tuple[int, ...]) -> list[str]:
     data, fsdp, model, *slices = mesh
     axes = [f"--config.mesh.data={data}", f"--config.mesh.fsdp={fsdp}", f"--config.mesh.model={model}"]
-    axes += [f"--config.mesh.slices={count}" for count in slices]
-    code, output, log = trainings.ended(start(launch(tmp_path / "run", [*arguments, *axes])))
+    return axes + [f"--config.mesh.slices={count}" for count in slices]
+
+
+@pytest.mark.parametrize(("processes", "mesh", "ways"), JOBS)
+def test_several_processes_train_as_one(
+    processes: int, mesh: tuple[int, ...], ways: list[str], arguments: list[str], alone: Path, tmp_path: Path
+) -> None:
+    data, fsdp, model, *slices = mesh
+    job = launch(tmp_path / "run", [*arguments, *on_mesh(mesh), *ways], processes=processes)
+    code, output, log = trainings.ended(start(job))
     assert code == 0, log
     assert output.count("\n") == 1
     said = trainings.result(output)
     assert (said["steps"], said["workdir"]) == (12, str(tmp_path / "run"))
     assert any(line.startswith("[0] ") and output.strip() in line for line in log.splitlines())
     assert f"mesh data={data * math.prod(slices)} fsdp={fsdp} model={model}" in log
+    assert f"{processes} processes with 8 cpu devices" in log
     assert_same_losses(alone, tmp_path / "run")
 
     (evaluated,) = (
@@ -76,6 +97,99 @@ def test_two_processes_train_as_one(
     )
     # Every example of the 180 counts once, on one device as on eight; parameters that differ by 1e-5 turn none of them.
     assert said["validation_top1"] == evaluated["validation_top1"]
+
+
+@pytest.mark.parametrize(("processes", "mesh"), [(2, (2, 2, 2)), (4, (2, 4, 1))])
+def test_several_processes_distil_as_one(
+    processes: int, mesh: tuple[int, ...], shape: Path, tmp_path: Path
+) -> None:
+    """Views are mixed in pairs, which must be the same pairs whoever reads them."""
+    taught = trainings.settings(shape, total_steps=6, eval_every=6, checkpoint_every=6, mixup=0.4)
+    taught += [f"--config.teacher_weights={shape}", "--config.distill_weight=0.5"]
+    code, _, log = train(tmp_path / "alone", taught)
+    assert code == 0, log
+    job = launch(tmp_path / "run", [*taught, *on_mesh(mesh)], processes=processes)
+    code, _, log = trainings.ended(start(job))
+    assert code == 0, log
+    assert_same_losses(tmp_path / "alone", tmp_path / "run")
+
+
+def test_several_processes_evaluate_as_one(alone: Path, tmp_path: Path) -> None:
+    asked = ["trainer.evaluate", f"--checkpoint={alone}"]
+    code, output, log = trainings.ended(start(asked))
+    assert code == 0, log
+    job = launched(["python", "-m", *asked, f"--report={tmp_path / 'report'}"])
+    code, together, log = trainings.ended(start(job))
+    assert code == 0, log
+    first, second = trainings.result(output), trainings.result(together)
+    assert first.pop("loss") == pytest.approx(second.pop("loss"), rel=SAME_LOSS)
+    assert first.pop("calibration_error") == pytest.approx(second.pop("calibration_error"), abs=1e-4)
+    assert first == second
+    assert (tmp_path / "report/evaluation.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("differs", "said"),
+    [
+        (
+            "--config.seed=$VITFORGE_PROCESS_ID",
+            "process 1 of 2 sees a configuration that process 0 does not; start all with",
+        ),
+        (
+            "--workdir=$FOLDER/$VITFORGE_PROCESS_ID",
+            "is not that of process 1; give a folder that all hosts share",
+        ),
+    ],
+)
+def test_processes_that_would_learn_or_write_something_else_are_refused(
+    differs: str, said: str, arguments: list[str], tmp_path: Path
+) -> None:
+    words = [sys.executable, "-m", "trainer.main", f"--workdir={tmp_path / 'run'}", *arguments]
+    line = " ".join(map(shlex.quote, words)) + f' "{differs}"'
+    code, output, log = trainings.ended(start(launched(["sh", "-c", line]), FOLDER=str(tmp_path)))
+    assert (code, output) == (ExitCode.BAD_INPUT, ""), log
+    assert said in log
+
+
+def test_one_process_that_is_asked_to_stop_makes_all_save_the_same_step(shape: Path, tmp_path: Path) -> None:
+    arguments = trainings.settings(shape, total_steps=5000, checkpoint_every=10)
+    workdir = tmp_path / "run"
+    launcher = start(launch(workdir, arguments))
+    wait_until(lambda: bool(checkpoint.steps(workdir)), launcher)
+    os.kill(_child(launcher.pid, 1), signal.SIGTERM)
+    code, output, log = trainings.ended(launcher)
+    assert (code, output) == (ExitCode.PREEMPTED, ""), log
+    reached = checkpoint.steps(workdir)[-1]
+    for index in (0, 1):
+        assert f"[{index}] error: preempted: saved step {reached} in {workdir}" in log
+    assert checkpoint.load(workdir).meta["step"] == reached
+
+
+def test_a_job_that_evaluates_stops_between_two_batches(shape: Path, tmp_path: Path) -> None:
+    """Of 180 images two at a time: asked in the first evaluation, it saves the step in which that began."""
+    arguments = trainings.settings(shape, total_steps=5000, checkpoint_every=1000, eval_every=7, batch_eval=8)
+    command = launch(tmp_path / "run", arguments)
+    command = ["tests.support.evaluates_slowly" if word == "trainer.main" else word for word in command]
+    launcher = start(command)
+    assert launcher.stderr is not None
+    while "[1] evaluating\n" not in launcher.stderr.readline():
+        assert launcher.poll() is None
+    launcher.send_signal(signal.SIGTERM)
+    code, _, log = trainings.ended(launcher)
+    assert code == ExitCode.PREEMPTED, log
+    assert "preempted: saved step 7 in" in log
+    assert checkpoint.steps(tmp_path / "run") == [7]
+
+
+def test_compiled_steps_are_kept_and_found_again(shape: Path, tmp_path: Path) -> None:
+    arguments = trainings.settings(shape, total_steps=2, warmup_steps=0, compile_cache=tmp_path / "cache")
+    kept = []
+    for number in range(2):
+        code, _, log = train(tmp_path / str(number), arguments)
+        assert code == 0, log
+        kept.append({path.name for path in (tmp_path / "cache").iterdir() if path.name.endswith("-cache")})
+    assert kept[0]
+    assert kept[1] == kept[0]
 
 
 def test_a_preempted_job_saves_and_goes_on_as_one_process(shape: Path, tmp_path: Path) -> None:

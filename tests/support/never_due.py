@@ -6,7 +6,7 @@ import signal
 from trainer.preemption import Preemption
 
 
-def _due(self: Preemption, step: int) -> bool:
+def _due(self: Preemption) -> bool:
     while self._heard is not None:
         signal.pause()
     return False

@@ -31,12 +31,14 @@ def main(argv: list[str]) -> dict[str, object]:
     flags.DEFINE_string(
         "topology", None, "v4, v5e, v5p or v6e with its shape, such as v5e:16x16.", flag_values=values
     )
-    flags.DEFINE_integer("slices", 1, "Slices of that shape.", flag_values=values)
+    flags.DEFINE_integer(
+        "slices", 0, "Slices of that shape; 0: as config.mesh.slices says.", flag_values=values
+    )
     flags.DEFINE_integer("classes", 0, "Of the data set; 0: as it is known by name.", flag_values=values)
     flags.DEFINE_bool(
         "largest",
         True,
-        "Look for the largest batch that fits; takes a few compilations more.",
+        "Double or halve the batch to the largest that fits; takes a few compilations more.",
         flag_values=values,
     )
     flags.DEFINE_bool("json", False, "No table; the result alone.", flag_values=values)
@@ -54,7 +56,7 @@ def main(argv: list[str]) -> dict[str, object]:
     from tools.plan import chips
     from tools.plan.report import plan, table
 
-    where = chips.topology(values["topology"].value, values["slices"].value)
+    where = chips.topology(values["topology"].value, values["slices"].value or experiment.mesh.slices)
     result = plan(experiment, where, values["classes"].value, values["largest"].value)
     if not values["json"].value:
         print(table(result), file=sys.stderr)

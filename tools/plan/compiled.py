@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from serving.command import UserError
 from tools.plan.collectives import Total, collectives
 from tools.plan.described import Described
 from trainer import optim
@@ -120,29 +119,24 @@ def _on_a_device(tree: Any) -> int:
 
 def largest_batch(
     plan: Described, mesh: Mesh, found: Compiled | None, hbm_bytes: float
-) -> tuple[int, Compiled]:
-    """(the largest batch that fits, as a power of two times the data shards' least share; its step), by compiling.
+) -> tuple[int, Compiled | None]:
+    """(the largest batch that fits, of those that doubling and halving the plan's lead to; its step), by compiling.
 
     `found` is the plan's own step, None where it does not fit.
 
-    Raises:
-      UserError: when not even one example for each shard fits.
+    0 and None when not even one example for each shard fits.
     """
-    batch, least = (
-        plan.experiment.batch,
-        mesh.shape["data"] * mesh.shape["fsdp"] * plan.experiment.accum_steps,
-    )
+    least = mesh.shape["data"] * mesh.shape["fsdp"] * plan.experiment.accum_steps
+    batch = plan.experiment.batch
     if found is not None and found.peak_bytes <= hbm_bytes:
         while larger := _fitting(_with_batch(plan, 2 * batch), mesh, hbm_bytes):
             batch, found = 2 * batch, larger
         return batch, found
-    while batch % (2 * least) == 0:
-        batch //= 2
+    while batch > least:
+        batch = batch // least // 2 * least
         if smaller := _fitting(_with_batch(plan, batch), mesh, hbm_bytes):
             return batch, smaller
-    raise UserError(
-        "not even the smallest batch fits; use --config.remat=blocks, a larger fsdp axis, or a larger topology"
-    )
+    return 0, None
 
 
 def _fitting(plan: Described, mesh: Mesh, hbm_bytes: float) -> Compiled | None:

@@ -6,7 +6,7 @@ from serving.command import UserError
 from serving.preprocess import PreprocessSpec
 from trainer import description
 from trainer.config import Experiment
-from trainer.data.datasets import classes_of
+from trainer.data.datasets import channels_of, classes_of
 from trainer.description import Classifier
 from trainer.objectives import Objective
 from trainer.parts import objective_of
@@ -31,6 +31,15 @@ def described(experiment: Experiment, classes: int) -> Described:
     Raises:
       UserError: when they are not known by names alone.
     """
+    for refused, problem in (
+        (experiment.pairs, f"{experiment.dataset} are images with texts; plans are of classifiers"),
+        (
+            bool(experiment.teacher_cache),
+            "stored answers come with the batch; leave teacher_cache empty to plan the step that asks",
+        ),
+    ):
+        if refused:
+            raise UserError(f"no plan: {problem}")
     if not experiment.total_steps:
         experiment = experiment.in_steps(max(1, _STEPS * experiment.batch))
     count = classes or classes_of(experiment.dataset)
@@ -43,15 +52,17 @@ def described(experiment: Experiment, classes: int) -> Described:
     if experiment.feature_weight:
         raise UserError("a plan knows no weights to match features by; leave feature_weight at 0")
     size = (experiment.image_size, experiment.image_size)
-    student = description.require_classifier(description.named(experiment.model, size, 3, count), "training")
+    channels = channels_of(experiment.dataset)
+    named = description.named(experiment.model, size, channels, count)
+    student = description.require_classifier(named, "training")
     teacher = None
-    if experiment.distils and not experiment.teacher_cache:
+    if experiment.distils:
         if not experiment.teacher_model:
             raise UserError("a plan needs config.teacher_model, the name of the teacher's model")
-        named = description.named(experiment.teacher_model, size, 3, count)
+        named = description.named(experiment.teacher_model, size, channels, count)
         teacher = description.require_classifier(named, "a teacher")
-    scale = (127.5,) * 3
-    spec = PreprocessSpec("RGB", size[0], size[1], scale, scale)
+    scale = (127.5,) * channels
+    spec = PreprocessSpec("L" if channels == 1 else "RGB", size[0], size[1], scale, scale)
     return Described(
         experiment, student, teacher, spec, objective_of(experiment, student, teacher is not None)
     )

@@ -44,7 +44,7 @@ def plan(experiment: Experiment, where: Topology, classes: int, largest: bool) -
     if largest:
         batch, its_step = largest_batch(parts, mesh, found, where.chip.hbm_bytes)
         result["largest_batch"] = batch
-        result["largest_batch_peak_mib"] = its_step.peak_bytes / _MIB
+        result["largest_batch_peak_mib"] = its_step.peak_bytes / _MIB if its_step else None
     return result
 
 
@@ -124,6 +124,10 @@ def table(result: dict[str, Any]) -> str:
             f"{result['mfu_bound']:.0%}",
         ]
         lines += [f"replicated         {line}" for line in result["replicated"]]
+        if result["slices"] > 1:
+            lines.append(
+                "                   what crosses slices is counted at the speed of links inside one; it is slower"
+            )
     else:
         lines.append(f"does not fit       {result['why_not']}")
     if "largest_batch" in result:

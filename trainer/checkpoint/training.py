@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -167,7 +168,9 @@ def _require_same(folder: Path, asked: Items) -> None:
                 if stored.get(name) != wanted.get(name)
             ]
     if differences:
-        more = f"; and {len(differences) - _NAMED} more" if len(differences) > _NAMED else ""
+        more = f"; and {len(differences) - _NAMED} more, listed above" if len(differences) > _NAMED else ""
+        if more:
+            print("\n".join(differences), file=sys.stderr)
         raise UserError(
             f"checkpoint {folder} holds other arrays than this run: {'; '.join(differences[:_NAMED])}{more}; go on with what it "
             "began with, or begin anew from it with --config.pretrained in another --workdir"

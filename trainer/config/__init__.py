@@ -9,9 +9,10 @@ from trainer.config.fields import ConfigError, config_hash, from_text, resolved_
 from trainer.config.keys import keys_help
 from trainer.config.load import compression, define_flag, experiment, split_config_args
 from trainer.config.recipe import load_recipe
-from trainer.config.resume import MAY_CHANGE_ON_RESUME, refuse_changes
+from trainer.config.resume import COMPUTING, MAY_CHANGE_ON_RESUME, changes, refuse_changes
 
 __all__ = [
+    "COMPUTING",
     "MAY_CHANGE_ON_RESUME",
     "Budget",
     "Calibration",
@@ -20,6 +21,7 @@ __all__ = [
     "Experiment",
     "MeshShape",
     "Shape",
+    "changes",
     "compression",
     "config_hash",
     "define_flag",

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from trainer.config.fields import Problems
 
-BAD_IMAGES = ("fatal", "skip")
+BAD_IMAGES = ("fatal", "skip", "unchecked")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,8 @@ class Data:
     data_dir: Annotated[str, "folder of the data set's files; empty: where it is known to be"] = ""
     bad_images: Annotated[
         str,
-        "that cannot be read or have no class: fatal, or skip: they are looked for first, named and left out",
+        "that cannot be read or have no class are looked for once, before anything else: fatal, or skip, which leaves them out; "
+        "unchecked: the first one met ends the run",
     ] = "fatal"
 
     def check_data(self, found: Problems) -> None:

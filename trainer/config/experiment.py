@@ -119,6 +119,16 @@ class Experiment(Data, Learning):
         found.check(
             distils or not teacher, "teacher_weights is set but distill_weight is 0; set both or none"
         )
+        found.check(
+            distils or not self.teacher_model,
+            f"teacher_model={self.teacher_model} is set but distill_weight is 0; set both (and teacher_weights) or none",
+        )
+        every, evaluated = self.checkpoint_every, self.eval_every
+        found.check(
+            not self.keep_best or every % max(1, evaluated) == 0,
+            f"keep_best={self.keep_best} needs checkpoints that are evaluated: checkpoint_every={every} must be a multiple of "
+            f"eval_every={evaluated}",
+        )
         self._check_cache(found)
 
     @property

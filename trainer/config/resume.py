@@ -1,15 +1,30 @@
-"""What may change when a run goes on: where things are and how often they happen, never what is learnt.
+"""What may change when a run goes on: where things are, how often they happen, and how a step is computed, never what is learnt.
 
 Of a checkpoint or a data set only the path is configuration: whether the same thing still lies there is for the run to check, by
 the hashes in its own checkpoint.
 """
+
+from typing import Any
 
 from serving.command import UserError
 from trainer.config.compression import Compression
 from trainer.config.experiment import Experiment
 from trainer.config.fields import defaults, flatten, from_text
 
-MAY_CHANGE_ON_RESUME = frozenset(
+# Of these a run says what they were; dropout and stochastic depth draw anew for each part of a batch.
+COMPUTING = frozenset(
+    {
+        "accum_steps",
+        "dtype",
+        "remat",
+        "scan_blocks",
+        "mesh.data",
+        "mesh.fsdp",
+        "mesh.model",
+        "mesh.slices",
+    }
+)
+MAY_CHANGE_ON_RESUME = COMPUTING | frozenset(
     {
         "data_dir",
         "pretrained",
@@ -27,12 +42,6 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "stall_after_s",
         "profile_steps",
         "compile_cache",
-        "remat",
-        "scan_blocks",
-        "mesh.data",
-        "mesh.fsdp",
-        "mesh.model",
-        "mesh.slices",
     }
 )
 
@@ -50,15 +59,22 @@ def refuse_changes(
     Raises:
       UserError: naming every changed key with its stored and its new value.
     """
-    new = flatten(config)
-    stored = defaults(type(config)) | from_text(stored_text)
     changed = [
-        f"{name} is {stored.get(name, 'absent')!r} there, {new.get(name, 'absent')!r} now"
-        for name in sorted((stored.keys() | new.keys()) - may_change)
-        if stored.get(name) != new.get(name)
+        f"{name} is {old!r} there, {new!r} now"
+        for name, (old, new) in changes(stored_text, config).items()
+        if name not in may_change
     ]
     if changed:
         raise UserError(
             f"the workdir holds {what}: {'; '.join(changed)}; give another --workdir, or the "
             f"same values (these may change: {', '.join(sorted(may_change))})"
         )
+
+
+def changes(stored_text: str, config: Experiment | Compression) -> dict[str, tuple[Any, Any]]:
+    """Key → (stored, new) of every key that differs, in the order of their names."""
+    new, stored = flatten(config), defaults(type(config)) | from_text(stored_text)
+    both = {
+        name: (stored.get(name, "absent"), new.get(name, "absent")) for name in stored.keys() | new.keys()
+    }
+    return {name: pair for name, pair in sorted(both.items()) if pair[0] != pair[1]}

@@ -1,6 +1,6 @@
-"""Images that cannot be read, or whose label has no class: fatal when they are met, or left out from the start and named.
+"""Images that cannot be read, or whose label has no class: all named before anything else is done, or left out and named.
 
-To leave some out, all are looked at once; what was found is kept, so that the next run starts at once and leaves out the same.
+All images are looked at once; what was found is kept, so that the next run starts at once and leaves out the same.
 """
 
 import dataclasses
@@ -13,11 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from serving.command import UserError, progress
-from trainer.data.encoded import EncodedImages, Reader
+from serving.preprocess import ImageError
+from trainer.data.encoded import EncodedImages, Reader, decoded
 from trainer.data.source import ImageSource
 
 _log = logging.getLogger(__name__)
-_NAMED = 10  # of those left out, in the log
+_NAMED = 10  # of bad images, in a message
+_ITS_OWN = (FileNotFoundError, PermissionError, IsADirectoryError)  # of an image, not of the storage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,58 +47,76 @@ class Some:
 
 @dataclasses.dataclass(frozen=True)
 class Sound:
-    """What becomes of bad images: `skip` leaves them out, else the first one met ends the run; `cache` keeps what was found."""
+    """What becomes of bad images: fatal or skip, once all are looked at, or unchecked; `cache` keeps what was found."""
 
-    skip: bool
+    rule: str
     cache: Path
 
     def of(self, source: ImageSource, classes: Sequence[str]) -> tuple[ImageSource, bytes]:
         """(the source of the images that are kept, what tells its contents from others': names and sizes).
 
         Raises:
-          UserError: for a label without a class, unless such images are left out.
+          UserError: naming them, when bad images are fatal.
         """
         images = source.images
         assert isinstance(images, EncodedImages)
         content = images.reader.fingerprint()
-        if not self.skip:
+        if self.rule == "unchecked":
             return source, content
-        bad = self._bad(source, classes, content)
+        kept_in = self._kept_in(classes, content)
+        bad = _bad(source, classes, kept_in)
         if not bad:
             return source, content
         named = ", ".join(f"{images.reader.name(place)} ({why})" for place, why in list(bad.items())[:_NAMED])
         more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
+        if self.rule == "fatal":
+            raise UserError(
+                f"{len(bad)} of {len(images)} images are bad: {named}{more}; mend or remove them, or leave them out with "
+                f"bad_images=skip (all are listed in {kept_in}; remove it to have them looked at again)"
+            )
         _log.warning("%d of %d images are left out: %s%s", len(bad), len(images), named, more)
         places = tuple(place for place in range(len(images)) if place not in bad)
         kept = ImageSource(EncodedImages(Some(images.reader, places)), source.labels[list(places)])
         return kept, content + repr(sorted(bad)).encode()
 
-    def _bad(self, source: ImageSource, classes: Sequence[str], content: bytes) -> dict[int, str]:
-        """Place → what is wrong with it."""
+    def _kept_in(self, classes: Sequence[str], content: bytes) -> Path:
         key = hashlib.sha256(content + repr(len(classes)).encode()).hexdigest()[:32]
-        kept = self.cache / f"{key}.json"
-        if kept.is_file():
-            return {int(place): why for place, why in json.loads(kept.read_text()).items()}
-        found = _looked_at(source, len(classes))
-        self.cache.mkdir(parents=True, exist_ok=True)
-        draft = kept.with_suffix(f".{os.getpid()}")
-        draft.write_text(json.dumps(found))
-        draft.replace(kept)
-        return found
+        return self.cache / f"{key}.json"
+
+
+def _bad(source: ImageSource, classes: Sequence[str], kept_in: Path) -> dict[int, str]:
+    """Place → what is wrong with it."""
+    if kept_in.is_file():
+        return {int(place): why for place, why in json.loads(kept_in.read_text()).items()}
+    found = _looked_at(source, len(classes))
+    kept_in.parent.mkdir(parents=True, exist_ok=True)
+    draft = kept_in.with_suffix(f".{os.getpid()}")
+    draft.write_text(json.dumps(found))
+    draft.replace(kept_in)
+    return found
 
 
 def _looked_at(source: ImageSource, classes: int) -> dict[int, str]:
-    """Place → what is wrong with it; no classes: labels are none of classes."""
-    found: dict[int, str] = {}
+    """Place → what is wrong with it; no classes: labels are none of classes.
+
+    Raises:
+      UserError: when the storage fails, which says nothing of an image.
+    """
+    images, found = source.images, {}
+    assert isinstance(images, EncodedImages)
 
     def problem(place: int) -> str | None:
         label = int(source.labels[place]) if classes else 0
         if classes and not 0 <= label < classes:
             return f"label {label}, there are {classes} classes"
         try:
-            source.images[place]
-        except UserError as error:
-            return str(error).partition(": ")[2].partition(";")[0]
+            decoded(images.reader.read(place))
+        except (ImageError, *_ITS_OWN) as error:
+            return str(error)
+        except OSError as error:
+            raise UserError(
+                f"{images.reader.name(place)} cannot be read now ({error}); try again when the storage answers"
+            ) from error
         return None
 
     with ThreadPoolExecutor() as pool, progress(len(source), "images looked at") as bar:

@@ -24,7 +24,7 @@ _CACHE = Path("~/.cache/vitforge/bad_images")
 
 
 def open_dataset(name: str, data_dir: str = "", bad_images: str = "fatal") -> Dataset:
-    """The data set called `name`, its files from `data_dir` where it needs some; `bad_images` is fatal, or skip.
+    """The data set called `name`, its files from `data_dir` where it needs some; `bad_images` as in `trainer.config.Data`.
 
     Raises:
       UserError: for an unknown name (with the nearest), or files that are missing or damaged.
@@ -64,12 +64,17 @@ def read_pairs(name: str, bad_images: str = "fatal") -> dict[str, pairs.Pairs]:
 
 
 def _sound(bad_images: str) -> Sound:
-    return Sound(bad_images == "skip", _CACHE.expanduser())
+    return Sound(bad_images, _CACHE.expanduser())
 
 
 def classes_of(name: str) -> int:
     """How many classes a data set has that is known by name; 0 where its files say."""
     return {"digits": 10, "mnist": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100}.get(name, 0)
+
+
+def channels_of(name: str) -> int:
+    """Of the images of a data set: 1 for grey, 3 for colour, as all are that come from files."""
+    return 1 if name in ("digits", "mnist", "fashion_mnist") else 3
 
 
 def open_again(meta: Mapping[str, Any], data_dir: str = "", vocab: str = "") -> Dataset:

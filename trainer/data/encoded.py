@@ -54,7 +54,7 @@ class EncodedImages:
             return decoded(self.reader.read(index))
         except (ImageError, OSError) as error:
             raise UserError(
-                f"{self.reader.name(index)}: {error}; mend or remove it, or leave such images out with --config.bad_images=skip"
+                f"{self.reader.name(index)}: {error}; mend or remove it, or leave such images out with bad_images=skip"
             ) from error
 
 

@@ -66,12 +66,18 @@ def load(path: str, sound: Sound) -> Dataset:
     if not root.is_dir():
         raise UserError(f"folder:{path}: there is no such folder; give one with a sub-folder for each class")
     inside = root / "train" if (root / "train").is_dir() else root
-    classes = tuple(sorted(one.name for one in inside.iterdir() if one.is_dir()))
+    classes = tuple(sorted(one.name for one in inside.iterdir() if _is_class(one)))
     if len(classes) < 2:
         raise UserError(
             f"folder:{path}: {inside} has {len(classes)} sub-folders; it needs one for each class, two at least"
         )
     train = _found(inside, classes)
+    empty = [name for label, name in enumerate(classes) if label not in train.labels]
+    if empty:
+        raise UserError(
+            f"folder:{path}: {inside / empty[0]} holds no pictures (files ending in {', '.join(sorted(_ENDINGS))}); "
+            "put some there, or remove it"
+        )
     splits = _split(root, train, classes) if inside != root else _cut(train, 2)
     sources, contents = zip(*(sound.of(_source(split), classes) for split in splits), strict=True)
     return of_contents(f"folder:{path}", sources, classes, contents)
@@ -89,7 +95,7 @@ def _split(root: Path, train: _Found, classes: Sequence[str]) -> list[_Found]:
 
 
 def _found(folder: Path, classes: Sequence[str]) -> _Found:
-    others = sorted(one.name for one in folder.iterdir() if one.is_dir() and one.name not in classes)
+    others = sorted(one.name for one in folder.iterdir() if _is_class(one) and one.name not in classes)
     if others:
         raise UserError(
             f"{folder} has the class {others[0]!r}, which train has not; give both the same classes"
@@ -108,6 +114,11 @@ def _found(folder: Path, classes: Sequence[str]) -> _Found:
             f"{folder} holds no pictures in its sub-folders (files ending in {', '.join(sorted(_ENDINGS))})"
         )
     return _Found(folder, np.array(paths), np.array(labels, np.int32))
+
+
+def _is_class(path: Path) -> bool:
+    """Hidden folders are the business of editors and notebooks."""
+    return path.is_dir() and not path.name.startswith(".")
 
 
 def _cut(found: _Found, parts: int) -> list[_Found]:

@@ -22,12 +22,25 @@ def input_share(mesh: Mesh) -> tuple[int, int]:
     Raises:
       UserError: when processes hold the same rows in part.
     """
+    return share_of(jax.process_index(), _held(mesh))
+
+
+def readers(mesh: Mesh) -> list[int]:
+    """Of each of the equal shards of a batch, in order, the share that its reader has."""
+    held = _held(mesh)
+    shares = {process: share_of(process, held)[0] for process in held}
+    found = {shard: shares[process] for process, shards in held.items() for shard in shards}
+    return [found[shard] for shard in sorted(found)]
+
+
+def _held(mesh: Mesh) -> dict[int, set[int]]:
+    """Process → the shards of a batch that its devices hold."""
     held: dict[int, set[int]] = {}
     # One row of devices per shard; those of a row differ by their place on the model axis.
     for shard, devices in enumerate(mesh.devices.reshape(-1, mesh.shape["model"])):
         for device in devices:
             held.setdefault(device.process_index, set()).add(shard)
-    return share_of(jax.process_index(), held)
+    return held
 
 
 def share_of(process: int, held: Mapping[int, Set[int]]) -> tuple[int, int]:

@@ -5,7 +5,7 @@
           /train-labels.npy                    int32 (N,), in the order of the records
           /train-texts.json                    of pairs, in place of labels; their records say {"text": "a cat", "name": "1.jpg"}
 
-Files of a split are in the order of their names; `GLOB` may leave out some splits, but train.
+Files of a split are in the order of their names; `GLOB` may leave out the test, which is validation then.
 """
 
 import dataclasses
@@ -101,15 +101,15 @@ def read_texts(pattern: str) -> dict[str, tuple[Reader, tuple[str, ...]]]:
 
 
 def _files(name: str, pattern: str) -> dict[str, list[Path]]:
-    """Split → its files, in order; a split without files takes those of one that has some."""
+    """Split → its files, in order; the test takes those of validation where it has none."""
     files = [Path(file) for file in sorted(glob.glob(str(Path(pattern).expanduser())))]
     if not files:
         raise UserError(f"{name}: no file matches; {_MAKE}")
     found = {split: [file for file in files if file.name.startswith(f"{split}-")] for split in SPLITS}
-    if not found["train"]:
-        raise UserError(f"{name}: none of the {len(files)} files is of train; {_MAKE}")
-    validation = found["validation"] or found["test"] or found["train"]
-    return {"train": found["train"], "validation": validation, "test": found["test"] or validation}
+    for split in SPLITS[:2]:
+        if not found[split]:
+            raise UserError(f"{name}: none of the {len(files)} files is of {split}; match those, or {_MAKE}")
+    return {**found, "test": found["test"] or found["validation"]}
 
 
 def _classes(folder: Path) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Joins this process to its job. A process that belongs to none is a job of its own.
 
-The coordinator's port is fixed, so that a firewall can let it through.
+The coordinator's port is fixed (VITFORGE_PORT names another one), so that a firewall can let it through.
 """
 
 import os
@@ -29,7 +29,7 @@ def join_job() -> None:
     patience_s = _seconds(os.environ.get(START_TIMEOUT_S, ""))
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
-        roll_call(job.coordinator, job.count, job.index, patience_s)
+        roll_call(job, patience_s)
         jax.distributed.initialize(
             job.coordinator, job.count, job.index, initialization_timeout=max(1, round(patience_s))
         )

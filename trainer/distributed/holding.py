@@ -1,6 +1,7 @@
 """One process holds a folder for its whole job, and all of them know at once when it may not."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,4 +29,26 @@ def hold_for_all(folder: Path, doing: str) -> Iterator[None]:
                 refusal = error
         if multihost_utils.broadcast_one_to_all(np.bool_(refusal is not None)):
             raise refusal or UserError(f"process 0 was refused {folder}; see what it said")
+        _require_shared(folder)
         yield
+
+
+def _require_shared(folder: Path) -> None:
+    """Refuses a folder that is another one on another host: process 0 writes there, and all look."""
+    if jax.process_count() == 1:
+        return
+    token = np.frombuffer(os.urandom(8), np.uint32) if jax.process_index() == 0 else np.zeros(2, np.uint32)
+    mark = folder / f".shared-{multihost_utils.broadcast_one_to_all(token).tobytes().hex()}"
+    if jax.process_index() == 0:
+        mark.touch()
+    multihost_utils.sync_global_devices("a mark in the workdir")
+    seen = np.asarray(multihost_utils.process_allgather(np.bool_(mark.exists())))
+    if jax.process_index() == 0:
+        mark.unlink()
+    blind = np.flatnonzero(~seen.reshape(-1)).tolist()
+    if blind:
+        names = ", ".join(map(str, blind[:20]))
+        raise UserError(
+            f"{folder} of process 0 is not that of {'process' if len(blind) == 1 else 'processes'} {names}; give a folder that "
+            "all hosts share"
+        )

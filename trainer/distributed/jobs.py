@@ -15,7 +15,7 @@ COORDINATOR, NUM_PROCESSES, PROCESS_ID = (
     "VITFORGE_NUM_PROCESSES",
     "VITFORGE_PROCESS_ID",
 )
-PORT = 8476  # of the coordinator, where no launcher chose one
+PORT, OWN_PORT = 8476, "VITFORGE_PORT"  # of the coordinator, where no launcher chose one
 _POD_INDEX = "JOB_COMPLETION_INDEX"  # Kubernetes sets it in every pod of an indexed Job
 _METADATA = "http://{host}/computeMetadata/v1/instance/attributes/{key}"
 
@@ -24,11 +24,16 @@ Attribute = Callable[[str], str]
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """Where the processes of a job meet, how many there are, and which one this is."""
+    """Where the processes of a job meet, how many there are, and which one this is.
+
+    `name` tells it from others that meet at the same port of a host; `port_is_held` says that a launcher keeps the port for it.
+    """
 
     coordinator: str
     count: int
     index: int
+    name: str = ""
+    port_is_held: bool = False
 
 
 def job_of(environment: Mapping[str, str], attribute: Attribute | None = None) -> Job | None:
@@ -54,7 +59,8 @@ def _own(environment: Mapping[str, str]) -> Job | None:
             f"of {', '.join(names)} only {', '.join(present)} is set; set all or none ({PROCESS_ID} may be left to "
             f"Kubernetes' {_POD_INDEX})"
         )
-    return Job(environment[COORDINATOR], _whole(environment, NUM_PROCESSES), _whole(environment, index))
+    count, number = _whole(environment, NUM_PROCESSES), _whole(environment, index)
+    return Job(environment[COORDINATOR], count, number, port_is_held=True)
 
 
 def _slurm(environment: Mapping[str, str]) -> Job | None:
@@ -63,7 +69,8 @@ def _slurm(environment: Mapping[str, str]) -> Job | None:
     count = int(environment.get("SLURM_STEP_NUM_TASKS", environment.get("SLURM_NTASKS", "1")))
     if not nodes or count < 2:
         return None
-    return Job(f"{first_host(nodes)}:{PORT}", count, int(environment["SLURM_PROCID"]))
+    name = f"{environment.get('SLURM_JOB_ID', '')}.{environment.get('SLURM_STEP_ID', '')}"
+    return Job(f"{first_host(nodes)}:{_port(environment)}", count, int(environment["SLURM_PROCID"]), name)
 
 
 def first_host(nodes: str) -> str:
@@ -86,7 +93,7 @@ def _tpu(environment: Mapping[str, str], attribute: Attribute | None) -> Job | N
         return None
     first = told.get("MEGASCALE_COORDINATOR_ADDRESS") or hosts[0]
     index = int(told.get("MEGASCALE_SLICE_ID") or 0) * len(hosts) + int(told["TPU_WORKER_ID"])
-    return Job(f"{first.partition(':')[0]}:{PORT}", len(hosts) * slices, index)
+    return Job(f"{first.partition(':')[0]}:{_port(environment)}", len(hosts) * slices, index)
 
 
 def _of_metadata(attribute: Attribute) -> dict[str, str]:
@@ -123,6 +130,10 @@ def ask_metadata(key: str) -> str:
             f"this TPU VM's metadata has no {key} ({error}), so the other hosts of its slice are not known; set {COORDINATOR}, "
             f"{NUM_PROCESSES} and {PROCESS_ID}, or TPU_SKIP_MDS_QUERY=1 to run alone"
         ) from error
+
+
+def _port(environment: Mapping[str, str]) -> int:
+    return _whole(environment, OWN_PORT) if OWN_PORT in environment else PORT
 
 
 def _whole(environment: Mapping[str, str], name: str) -> int:

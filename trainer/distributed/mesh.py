@@ -1,6 +1,6 @@
 """The one device mesh of a job: axes data (replicas), fsdp (sharded parameters) and model (sharded heads and neurons)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -42,11 +42,12 @@ def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> 
 
 
 def _in_a_slice(within: tuple[int, int, int], devices: Sequence[jax.Device]) -> np.ndarray[Any, Any]:
-    """(data, fsdp, model) of devices, each axis on whole axes of the torus where that is possible, else on parts of them."""
-    try:
-        return np.asarray(mesh_utils.create_device_mesh(within, devices))
-    except NotImplementedError:
-        return np.asarray(mesh_utils.create_device_mesh(within, devices, allow_split_physical_axes=True))
+    """(data, fsdp, model) of devices, neighbours on an axis beside each other on the torus."""
+
+    def arrange(split: bool) -> np.ndarray[Any, Any]:
+        return np.asarray(mesh_utils.create_device_mesh(within, devices, allow_split_physical_axes=split))
+
+    return _on_whole_axes_or_parts(arrange)
 
 
 def _over_slices(
@@ -55,17 +56,34 @@ def _over_slices(
     """(data · slices, fsdp, model) of devices; what JAX does not know as slices is cut by processes, as emulated ones are."""
     known = {getattr(device, "slice_index", None) for device in devices}
     by_process = known == {None} or len(known) == 1
-    try:
-        arranged = mesh_utils.create_hybrid_device_mesh(
-            within, (slices, 1, 1), devices, process_is_granule=by_process
+
+    def arrange(split: bool) -> np.ndarray[Any, Any]:
+        return np.asarray(
+            mesh_utils.create_hybrid_device_mesh(
+                within,
+                (slices, 1, 1),
+                devices,
+                process_is_granule=by_process,
+                allow_split_physical_axes=split,
+            )
         )
+
+    try:
+        return _on_whole_axes_or_parts(arrange)
     except ValueError as error:
         have = len({device.process_index for device in devices} if by_process else known)
         kind = "processes" if by_process else "slices"
         raise UserError(
             f"mesh.slices={slices}, but the {len(devices)} devices are in {have} {kind}; give their number"
         ) from error
-    return np.asarray(arranged)
+
+
+def _on_whole_axes_or_parts(arrange: Callable[[bool], np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    """Each axis of the mesh on whole axes of the torus where that is possible, else on parts of them."""
+    try:
+        return arrange(False)
+    except NotImplementedError:
+        return arrange(True)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -9,6 +9,8 @@ import socket
 import time
 from typing import Any
 
+from trainer.distributed.jobs import Job
+
 _RETRY_S = 0.2
 _LISTENS_S = 5.0  # to one that has called
 
@@ -17,32 +19,33 @@ class MissingError(Exception):
     """Not everybody came in time; the message says who."""
 
 
-def roll_call(address: str, count: int, index: int, timeout_s: float) -> None:
-    """Returns in every process once all `count` have called.
+def roll_call(job: Job, timeout_s: float) -> None:
+    """Returns in every process once all of the job have called.
 
     Raises:
       MissingError: in every process that has called, when some have not within `timeout_s`; or when process 0 cannot be reached.
+      OSError: in process 0, when another job listens at the address.
     """
-    host, _, port = address.rpartition(":")
     deadline_s = time.monotonic() + timeout_s
-    if index == 0:
-        _receive(int(port), count, deadline_s, timeout_s)
+    if job.index == 0:
+        _receive(job, deadline_s, timeout_s)
     else:
-        _report(host, int(port), index, deadline_s, timeout_s)
+        _report(job, deadline_s, timeout_s)
 
 
-def _receive(port: int, count: int, deadline_s: float, timeout_s: float) -> None:
+def _receive(job: Job, deadline_s: float, timeout_s: float) -> None:
     """Process 0: hears of the others, and tells them all what came of it."""
     calls: dict[int, socket.socket] = {}
-    # A launcher may hold the port for the job, bound and not listening.
-    with socket.create_server(("", port), reuse_port=True) as server:
+    port, count = int(job.coordinator.rpartition(":")[2]), job.count
+    # A launcher that holds the port has it bound, and does not listen.
+    with socket.create_server(("", port), reuse_port=job.port_is_held) as server:
         while len(calls) < count - 1:
             server.settimeout(max(0.01, deadline_s - time.monotonic()))
             try:
                 call, _ = server.accept()
             except TimeoutError:
                 break
-            number = _number(call, count)
+            number = _number(call, job)
             if number is None:
                 call.close()  # somebody else's, or one that broke off: its process calls again
             else:
@@ -56,25 +59,27 @@ def _receive(port: int, count: int, deadline_s: float, timeout_s: float) -> None
         raise MissingError(problem)
 
 
-def _number(call: socket.socket, count: int) -> int | None:
+def _number(call: socket.socket, job: Job) -> int | None:
     """Which process calls; None where none of the job does."""
     call.settimeout(_LISTENS_S)
     try:
         with call.makefile("rb") as said:
-            number = int(json.loads(said.readline())["process"])
+            heard = json.loads(said.readline())
+            number, name = int(heard["process"]), heard["job"]
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return number if 0 < number < count else None
+    return number if 0 < number < job.count and name == job.name else None
 
 
-def _report(host: str, port: int, index: int, deadline_s: float, timeout_s: float) -> None:
+def _report(job: Job, deadline_s: float, timeout_s: float) -> None:
     """The others: say that they are there, and hear whether all are."""
+    host, _, port = job.coordinator.rpartition(":")
     while True:
         try:
             with socket.create_connection(
-                (host, port), timeout=max(0.01, deadline_s - time.monotonic())
+                (host, int(port)), timeout=max(0.01, deadline_s - time.monotonic())
             ) as call:
-                call.sendall(json.dumps({"process": index}).encode() + b"\n")
+                call.sendall(json.dumps({"process": job.index, "job": job.name}).encode() + b"\n")
                 # Process 0 keeps the time; what it says comes a little later than that.
                 call.settimeout(timeout_s + 5)
                 with call.makefile("rb") as said:

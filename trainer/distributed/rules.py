@@ -1,4 +1,4 @@
-"""The table of path rules: where each parameter, and everything the optimiser keeps for it, lives on the mesh.
+"""The tables of where things live on the mesh: each parameter with everything the optimiser keeps for it, and activations.
 
 The first pattern that ends a path wins; what no pattern matches is replicated. A dimension that its mesh axis does not divide
 (pruned shapes rarely divide) is replicated too, and reported, instead of failing.
@@ -28,6 +28,16 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"head(_dist)?/kernel", ("fsdp", None)),
     (r"(^|/)token", (None, "fsdp")),
 )
+
+
+# Rows of images and tokens (B, …), as they go from block to block. Inside a block the compiler places them as the parameters' rules
+# suggest; without this line it may move rows to where the parameters lie, in place of the parameters to the rows.
+ACTIVATIONS = (("data", "fsdp"),)
+
+
+def activations(mesh: Mesh) -> NamedSharding:
+    """Where the rows of a batch lie between blocks."""
+    return NamedSharding(mesh, PartitionSpec(*ACTIVATIONS))
 
 
 def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh) -> tuple[PartitionSpec, list[str]]:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding
 
 Carry = Any  # arrays that go from block to block
 Step = Callable[[Any, Carry, Any], Carry]  # (block, carry, its index) → carry
@@ -25,10 +26,14 @@ _POLICIES = {
 
 @dataclasses.dataclass(frozen=True)
 class Layers:
-    """`remat`: none, blocks or dots (Chen et al. 2016, arXiv:1604.06174); `scan`: a loop over runs of blocks that are alike."""
+    """`remat`: none, blocks or dots (Chen et al. 2016, arXiv:1604.06174); `scan`: a loop over runs of blocks that are alike.
+
+    `lies`: where on a mesh the rows (B, …) lie that go from block to block; None leaves it to the compiler.
+    """
 
     remat: str = "none"
     scan: bool = False
+    lies: NamedSharding | None = None
 
 
 WRITTEN_OUT = Layers()
@@ -39,7 +44,8 @@ def through(
 ) -> tuple[Carry, list[Carry]]:
     """What `carry` becomes behind the last block, and behind each."""
     seen: list[Carry] = []
-    if layers == WRITTEN_OUT:
+    carry, step = _placed(carry, layers), _placing(step, layers)
+    if layers.remat == "none" and not layers.scan:
         for index, block in enumerate(blocks):
             carry = step(block, carry, index)
             seen.append(carry)
@@ -51,6 +57,15 @@ def through(
         carry, behind = _run(indices[0], alike, step, carry, layers)
         seen += behind
     return carry, seen
+
+
+def _placing(step: Step, layers: Layers) -> Step:
+    """`step`, behind which rows lie where they should."""
+    return lambda block, carry, index: _placed(step(block, carry, index), layers)
+
+
+def _placed(carry: Carry, layers: Layers) -> Carry:
+    return carry if layers.lies is None else jax.lax.with_sharding_constraint(carry, layers.lies)
 
 
 def stacked(trees: Sequence[Any]) -> Any:

@@ -15,7 +15,13 @@ from tests.support.trainings import ROOT
 from trainer.distributed.jobs import Job, ask_metadata, first_host, job_of
 from trainer.distributed.roll_call import MissingError, roll_call
 
-SLURM = {"SLURM_STEP_NODELIST": "node[003-007,9]", "SLURM_STEP_NUM_TASKS": "6", "SLURM_PROCID": "4"}
+SLURM = {
+    "SLURM_STEP_NODELIST": "node[003-007,9]",
+    "SLURM_STEP_NUM_TASKS": "6",
+    "SLURM_PROCID": "4",
+    "SLURM_JOB_ID": "17",
+    "SLURM_STEP_ID": "0",
+}
 TPU = {"TPU_WORKER_HOSTNAMES": "10.0.0.2,10.0.0.3", "TPU_WORKER_ID": "1"}
 SLICE_1_OF_2 = {
     "MEGASCALE_NUM_SLICES": "2",
@@ -30,9 +36,10 @@ OWN = {"VITFORGE_COORDINATOR": "a:1", "VITFORGE_NUM_PROCESSES": "2", "VITFORGE_P
     ("environment", "job"),
     [
         ({}, None),
-        (OWN, Job("a:1", 2, 0)),
-        (SLURM, Job("node003:8476", 6, 4)),
-        (SLURM | OWN, Job("a:1", 2, 0)),  # our launcher knows better
+        (OWN, Job("a:1", 2, 0, "", True)),
+        (SLURM, Job("node003:8476", 6, 4, "17.0")),
+        (SLURM | {"VITFORGE_PORT": "9000"}, Job("node003:9000", 6, 4, "17.0")),
+        (SLURM | OWN, Job("a:1", 2, 0, "", True)),  # our launcher knows better
         (SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, None),
         ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None),  # an allocation, and no step
         (TPU, Job("10.0.0.2:8476", 2, 1)),
@@ -42,8 +49,8 @@ OWN = {"VITFORGE_COORDINATOR": "a:1", "VITFORGE_NUM_PROCESSES": "2", "VITFORGE_P
             TPU | SLICE_1_OF_2 | {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"},
             Job("job-slice-0-0.job:8476", 2, 1),
         ),
-        (POD, Job("job-0.job:8476", 4, 3)),
-        (POD | {"VITFORGE_PROCESS_ID": "1"}, Job("job-0.job:8476", 4, 1)),
+        (POD, Job("job-0.job:8476", 4, 3, "", True)),
+        (POD | {"VITFORGE_PROCESS_ID": "1"}, Job("job-0.job:8476", 4, 1, "", True)),
         ({"JOB_COMPLETION_INDEX": "3"}, None),  # an indexed Job of something else
     ],
 )
@@ -102,7 +109,7 @@ def _metadata_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("_metadata_server")
 def test_a_tpu_vm_asks_its_metadata_for_what_the_environment_does_not_say() -> None:
     assert job_of({}, ask_metadata) == Job("10.0.0.9:8476", 4, 3)
-    assert job_of(OWN, ask_metadata) == Job("a:1", 2, 0)
+    assert job_of(OWN, ask_metadata) == Job("a:1", 2, 0, "", True)
     assert job_of(TPU, ask_metadata) == Job("10.0.0.2:8476", 2, 1)
     with pytest.raises(UserError, match=r"metadata has no colour .*404.* VITFORGE_NUM_PROCESSES"):
         ask_metadata("colour")
@@ -135,7 +142,7 @@ def call_of(address: str, count: int, present: list[int], timeout_s: float) -> d
     def one(index: int) -> Callable[[], None]:
         def run() -> None:
             try:
-                roll_call(address, count, index, timeout_s)
+                roll_call(Job(address, count, index, "job 1", True), timeout_s)
                 heard[index] = ""
             except MissingError as error:
                 heard[index] = str(error)
@@ -171,7 +178,12 @@ def test_calls_of_strangers_are_not_counted(address: str) -> None:
     heard: dict[int, str] = {}
     waits = threading.Thread(target=lambda: heard.update(call_of(address, 2, [0], 60)))
     waits.start()
-    for content in (b"GET / HTTP/1.1\n", b'{"process": 7}\n', b""):
+    for content in (
+        b"GET / HTTP/1.1\n",
+        b'{"process": 7, "job": "job 1"}\n',
+        b'{"process": 1, "job": "job 2"}\n',
+        b"",
+    ):
         while True:
             try:
                 with socket.create_connection((host, int(port)), timeout=5) as stranger:

@@ -245,7 +245,9 @@ def test_the_best_are_kept_beside_the_newest(tmp_path: Path) -> None:
     assert checkpoint.steps(tmp_path) == [20, 70]
 
 
-def test_arrays_of_another_kind_are_refused_by_name_before_any_is_read(tmp_path: Path) -> None:
+def test_arrays_of_another_kind_are_refused_by_name_before_any_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     manager = TrainCheckpoints(tmp_path, keep_last=1)
     manager.save(_state(10), dataclasses.replace(CARD, meta={**META, "step": 10}))
     manager.close()
@@ -255,7 +257,9 @@ def test_arrays_of_another_kind_are_refused_by_name_before_any_is_read(tmp_path:
         again.restore(dataclasses.replace(_state(0), params=halves))
     assert "params/blocks/0/attention/key/bias is float32 " in str(refused.value)
     assert "bfloat16 " in str(refused.value)
-    assert " more; go on with what it began with" in str(refused.value)
+    assert " more, listed above; go on with what it began with" in str(refused.value)
+    listed = capsys.readouterr().err.splitlines()
+    assert sum(line.startswith("params/") for line in listed) == len(jax.tree.leaves(halves))
     narrow = {**_state(0).params, "pos": _state(0).params["pos"][:, :2]}
     fewer = {name: leaf for name, leaf in narrow.items() if name != "norm"}
     with pytest.raises(

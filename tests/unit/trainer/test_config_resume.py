@@ -47,7 +47,7 @@ def test_keys_that_may_change_do_and_no_other_key_does(teacher: Experiment) -> N
             config.refuse_changes("\n".join(changed), teacher)
             continue
         refused.add(name)
-    free = "data_dir pretrained shape_of teacher_weights teacher_cache text.vocab remat scan_blocks stall_after_s "
-    free += "profile_steps compile_cache batch_eval log_every eval_every checkpoint_every keep_last keep_best workers "
-    free += "mesh.data mesh.fsdp mesh.model mesh.slices"
+    free = "data_dir pretrained shape_of teacher_weights teacher_cache text.vocab remat scan_blocks dtype accum_steps "
+    free += "stall_after_s profile_steps compile_cache batch_eval log_every eval_every checkpoint_every keep_last keep_best "
+    free += "workers mesh.data mesh.fsdp mesh.model mesh.slices"
     assert flatten(teacher).keys() - refused == set(free.split()) == MAY_CHANGE_ON_RESUME

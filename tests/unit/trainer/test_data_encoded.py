@@ -19,6 +19,7 @@ from tools.convert import main as convert
 from trainer.data import datasets, shard_writers, write_shards
 from trainer.data.datasets import open_dataset
 from trainer.data.encoded import EncodedImages, decoded
+from trainer.data.folder import Files
 from trainer.data.pipeline import HostBatch, eval_batches, train_batches
 from trainer.data.source import Dataset, ImageSource
 
@@ -149,7 +150,7 @@ def test_crops_are_the_same_on_any_number_of_processes_and_from_any_step(folder:
 
 def damage(folder: Path) -> tuple[Path, Path]:
     """Two files of training that are no pictures any more."""
-    data = open_dataset(f"folder:{folder}")
+    data = open_dataset(f"folder:{folder}", bad_images="unchecked")
     cut, empty = (Path(name) for name in names(data.train)[3:5])
     cut.write_bytes(cut.read_bytes()[:300])
     empty.write_bytes(b"")
@@ -158,11 +159,34 @@ def damage(folder: Path) -> tuple[Path, Path]:
 
 def test_a_bad_image_ends_the_run_with_its_name(folder: Path) -> None:
     cut, empty = damage(folder)
-    with pytest.raises(
-        UserError, match=r"(are|is) no image that can be decoded.*--config.bad_images=skip"
-    ) as refused:
-        batches(open_dataset(f"folder:{folder}").train, "light")
-    assert str(refused.value).startswith((str(cut), str(empty)))
+    with pytest.raises(UserError, match=r"2 of 16 images are bad: .*bad_images=skip") as refused:
+        open_dataset(f"folder:{folder}")
+    assert str(cut) in str(refused.value)
+    assert str(empty) in str(refused.value)
+    # Unchecked, it ends when it is met.
+    with pytest.raises(UserError, match=r"(are|is) no image that can be decoded.*bad_images=skip") as met:
+        batches(open_dataset(f"folder:{folder}", bad_images="unchecked").train, "light")
+    assert str(met.value).startswith((str(cut), str(empty)))
+
+
+def test_storage_that_fails_is_no_bad_image(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: Files, index: int) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Files, "read", fails)
+    with pytest.raises(UserError, match=r"cannot be read now .*Input/output error.* try again"):
+        open_dataset(f"folder:{folder}", bad_images="skip")
+    assert not cache.exists()
+
+
+def test_hidden_folders_are_no_classes_and_empty_ones_are_refused(folder: Path) -> None:
+    (folder / ".ipynb_checkpoints").mkdir()
+    assert open_dataset(f"folder:{folder}").class_names == pictures.CLASSES
+    (folder / "dogs").mkdir()
+    with pytest.raises(UserError, match=r"dogs holds no pictures .* put some there, or remove it"):
+        open_dataset(f"folder:{folder}")
 
 
 def test_bad_images_are_counted_named_and_left_out(
@@ -179,11 +203,11 @@ def test_bad_images_are_counted_named_and_left_out(
     assert len(batches(data.train, "light")) == 4
     for name, label in zip(names(data.train), data.train.labels, strict=True):
         assert f"/{pictures.CLASSES[label]}/" in name
-    assert data.fingerprint != open_dataset(f"folder:{folder}").fingerprint
+    assert data.fingerprint != open_dataset(f"folder:{folder}", bad_images="unchecked").fingerprint
 
     # What was found is kept: nothing is decoded again.
     assert len(list(cache.iterdir())) == 3
-    monkeypatch.setattr(EncodedImages, "__getitem__", lambda *_: pytest.fail("looked again"))
+    monkeypatch.setattr(Files, "read", lambda *_: pytest.fail("looked again"))
     assert open_dataset(f"folder:{folder}", bad_images="skip").fingerprint == data.fingerprint
 
 
@@ -272,6 +296,8 @@ def test_shards_that_are_incomplete_are_refused(folder: Path, tmp_path: Path) ->
         convert([f"--dataset=folder:{folder}", f"--output={shards}"])
     with pytest.raises(UserError, match="none of the 2 files is of train"):
         open_dataset(f"array_record:{shards}/val*.array_record")
+    with pytest.raises(UserError, match="none of the 2 files is of validation"):
+        open_dataset(f"array_record:{shards}/train*.array_record")
     (shards / "train-00001-of-00002.array_record").unlink()
     with pytest.raises(UserError, match=r"train: 1 files hold 8 records, train-labels.npy 16 labels"):
         open_dataset(f"array_record:{shards}/*.array_record")
@@ -287,8 +313,10 @@ def test_a_label_without_a_class_is_refused_or_left_out(folder: Path, tmp_path: 
     labels[5] = 7
     np.save(shards / "train-labels.npy", labels)
     name = f"array_record:{shards}/*.array_record"
-    with pytest.raises(UserError, match="label 7 in its train split; labels go from 0 to 1"):
+    with pytest.raises(UserError, match=r"1 of 16 images are bad: .*\(label 7, there are 2 classes\)"):
         open_dataset(name)
+    with pytest.raises(UserError, match="label 7 in its train split; labels go from 0 to 1"):
+        open_dataset(name, bad_images="unchecked")
     assert len(open_dataset(name, bad_images="skip").train) == 15
 
 

@@ -17,7 +17,7 @@ PREPARED = str(Path(__file__).parents[2] / "golden/tfds")
 
 
 def load(cache: Path, name: str = "tiny_digits", data_dir: str = PREPARED) -> Dataset:
-    return tfds.load(name, data_dir, Sound(False, cache / "bad_images"))
+    return tfds.load(name, data_dir, Sound("fatal", cache / "bad_images"))
 
 
 def test_it_holds_what_was_prepared(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Mixup and CutMix: the same pairs on any number of processes, one share a step, images and labels alike."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,15 +9,20 @@ import pytest
 from trainer import mixing
 
 
-def _pairs(batch: int, shares: int) -> dict[int, int]:
-    """Position in the data → that of the partner, where reader i of `shares` holds every example i, i + shares, …"""
-    positions = np.concatenate([np.arange(share, batch, shares) for share in range(shares)])
-    return dict(zip(positions.tolist(), positions[mixing.partners(batch, shares)].tolist(), strict=True))
+def _pairs(batch: int, readers: Sequence[int]) -> dict[int, int]:
+    """Position in the data → that of the partner, where reader i of R holds every example i, i + R, … in the order of its rows."""
+    count, each = len(set(readers)), batch // len(readers)
+    coming = [iter(range(reader, batch, count)) for reader in range(count)]
+    positions = np.array([next(coming[reader]) for reader in readers for _ in range(each)])
+    return dict(zip(positions.tolist(), positions[mixing.partners(batch, readers)].tolist(), strict=True))
 
 
-@pytest.mark.parametrize("shares", [1, 2, 3, 4, 12])
-def test_any_number_of_processes_mixes_the_same_examples(shares: int) -> None:
-    assert _pairs(12, shares) == {position: (position + 1) % 12 for position in range(12)}
+@pytest.mark.parametrize(
+    "readers",
+    [(0,), (0, 0), (0, 1), (1, 0), (0, 1, 2), (0, 0, 1, 1), (0, 1, 0, 1), (1, 0, 0, 1), tuple(range(12))],
+)
+def test_any_mesh_and_number_of_processes_mixes_the_same_examples(readers: tuple[int, ...]) -> None:
+    assert _pairs(12, readers) == {position: (position + 1) % 12 for position in range(12)}
 
 
 def test_the_share_is_that_of_seed_and_step() -> None:
@@ -41,7 +48,7 @@ def test_shares_are_drawn_from_beta(alpha: float) -> None:
 def test_every_row_is_blended_with_its_partner() -> None:
     rows = jnp.asarray(np.arange(12, dtype=np.float32).reshape(4, 3))
     expected = 0.75 * rows + 0.25 * np.roll(rows, -1, axis=0)
-    np.testing.assert_allclose(mixing.mixed(rows, mixing.partners(4, 1), jnp.float32(0.75)), expected)
+    np.testing.assert_allclose(mixing.mixed(rows, mixing.partners(4, [0]), jnp.float32(0.75)), expected)
 
 
 def test_cutmix_covers_a_rectangle_and_labels_count_its_pixels() -> None:
@@ -58,10 +65,11 @@ def test_cutmix_covers_a_rectangle_and_labels_count_its_pixels() -> None:
 
     images, labels = jnp.arange(2 * 12 * 16.0).reshape(2, 12, 16, 1), jnp.eye(2)
     share = jnp.asarray(shares[0])
-    seen = mixing.mixed(images, mixing.partners(2, 1), share)
+    seen = mixing.mixed(images, mixing.partners(2, [0]), share)
     assert np.array_equal(seen[0], np.where(shares[0] == 1, images[0], images[1]))
     np.testing.assert_allclose(
-        mixing.mixed(labels, mixing.partners(2, 1), share.mean())[0], [shares[0].mean(), 1 - shares[0].mean()]
+        mixing.mixed(labels, mixing.partners(2, [0]), share.mean())[0],
+        [shares[0].mean(), 1 - shares[0].mean()],
     )
 
 

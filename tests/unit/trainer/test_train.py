@@ -7,17 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from serving.bundle import read_bundle
 from serving.command import UserError
-from tests.support import trainings
+from tests.support import pictures, trainings
 from tests.support.small_models import SMALL, random_params, save_digits
-from trainer import checkpoint, config
+from trainer import checkpoint, config, step, tasks
 from trainer.checkpoint import Card, State
+from trainer.data import datasets
 from trainer.export.__main__ import main as export
+from trainer.models.build import flatten
 from trainer.train import train
 
 
@@ -185,6 +188,102 @@ def test_tensorboard_is_shown_what_the_record_says_and_a_profile_is_taken(tmp_pa
     trained = checkpoint.load(folder).params
     shutil.rmtree(folder / "ema")
     assert not np.array_equal(checkpoint.load(folder).params["pos"], trained["pos"])
+
+
+def test_a_class_map_that_changed_is_refused_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = pictures.write_folder(tmp_path / "photos")
+    monkeypatch.setattr(datasets, "_CACHE", tmp_path / "cache")
+    values = {"dataset": f"folder:{folder}", "model": "Ti_16", "image_size": 16, "batch": 8, "batch_eval": 8}
+    small = config.experiment(
+        "configs/augreg.py",
+        [(name, str(value)) for name, value in ({"total_steps": 1, "warmup_steps": 0} | values).items()],
+    )
+    train(small, tmp_path / "run")
+    (folder / "china").rename(folder / "zebra")
+    monkeypatch.setattr(step, "init_state", lambda *_: pytest.fail("computed"))
+    with pytest.raises(
+        UserError, match=r"other classes: \['china', 'flower'\] there, \['flower', 'zebra'\] now"
+    ):
+        train(small, tmp_path / "run")
+
+
+def test_the_best_checkpoint_stays_and_the_last_one_competes(tmp_path: Path) -> None:
+    save_digits(tmp_path / "small")
+    long = {"shape_of": tmp_path / "small", "total_steps": 12, "checkpoint_every": 2, "eval_every": 2}
+    run = _settings("scratch", **long, keep_last=1, keep_best=1, base_lr=0.01)
+    train(run, tmp_path / "run")
+    scores = {
+        line["step"]: line["validation_top1"]
+        for line in trainings.record(tmp_path / "run")
+        if "validation_top1" in line
+    }
+    assert sorted(scores) == [2, 4, 6, 8, 10, 12]
+    best = {step for step, score in scores.items() if score == max(scores.values())}
+    kept = set(checkpoint.steps(tmp_path / "run"))
+    assert 12 in kept
+    assert kept & best
+    assert len(kept) <= 2
+
+
+def test_keeping_the_best_needs_checkpoints_that_are_evaluated() -> None:
+    with pytest.raises(UserError, match="checkpoint_every=3 must be a multiple of eval_every=2"):
+        _settings("scratch", keep_best=1, checkpoint_every=3, eval_every=2)
+
+
+def test_who_goes_on_with_another_number_format_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_digits(tmp_path / "small")
+    ways = {"shape_of": tmp_path / "small", "eval_every": 4, "checkpoint_every": 2}
+    train(_settings("scratch", **ways), tmp_path / "run")
+    changed = _settings("scratch", **ways)
+    changed = dataclasses.replace(changed, dtype="bfloat16", accum_steps=2)
+    shutil.rmtree(tmp_path / "run/checkpoints/2")
+    train(_settings("scratch", **ways | {"checkpoint_every": 1}), tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/2")
+    train(changed, tmp_path / "run")
+    said = capsys.readouterr().err
+    assert "accum_steps: 1 before, 2 from here on\ndtype: float32 before, bfloat16 from here on\n" in said
+    assert {str(array.dtype) for array in flatten(checkpoint.load(tmp_path / "run").params).values()} == {
+        "float32"
+    }
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (
+            "init_state",
+            "parameters, what the optimiser keeps and the teacher do not fit .* larger --config.mesh.fsdp",
+        ),
+        (
+            "make_train_step",
+            "a step of batch=32 in accum_steps=1 parts does not fit .* use --config.accum_steps=2",
+        ),
+        (
+            "make_eval_step",
+            "evaluating batch_eval=256 images at a time does not fit .* --config.batch_eval=128",
+        ),
+    ],
+)
+def test_wherever_memory_ends_one_line_says_what_would_fit(
+    broken: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(*_: object) -> None:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8589934592 bytes.")
+
+    save_digits(tmp_path / "small")
+    run = _settings("scratch", shape_of=tmp_path / "small", batch_eval=256)
+    if broken == "init_state":
+        monkeypatch.setattr(step, "init_state", too_large)
+    elif broken == "make_train_step":
+        monkeypatch.setattr(step, "make_train_step", lambda *_: too_large)
+    else:
+        monkeypatch.setattr(tasks, "make_eval_step", lambda *_: too_large)
+    with pytest.raises(UserError, match=f"out of memory: {said}"):
+        train(run, tmp_path / "run")
 
 
 def _events(folder: Path) -> Iterator[Any]:
