@@ -9,7 +9,8 @@
 #   make lock         constraints.txt resolved anew for every supported Python (needs uv)
 #   make peer         .venv-torch with Torch-Pruning, which the compression benchmarks compare with (Python 3.11 to 3.13)
 #   make plan         .venv-plan with libtpu, whose compiler tools.plan asks about pods that are not here
-#   make clean        remove .venv, .venv-torch, .venv-plan, caches and build leftovers (never runs/)
+#   make tf           .venv-tf with TensorFlow, which the training benchmarks compare with
+#   make clean        remove .venv, .venv-torch, .venv-plan, .venv-tf, caches and build leftovers (never runs/)
 #
 # make PYTHON=python3.13 setup picks another interpreter (make clean first, if there is a .venv).
 
@@ -34,7 +35,7 @@ PROCESSES := $(wildcard tests/processes)
 SLOW := $(if $(QUICK),$(shell grep -rlE 'mark\.slow' --include='test_*.py' $(QUICK)))
 SLOW_DEVICES := $(if $(DEVICES),$(shell grep -rlE 'mark\.slow' --include='test_*.py' $(DEVICES)))
 
-.PHONY: setup quickstart peer plan test test-quick test-devices test-all test-slow check format lock clean
+.PHONY: setup quickstart peer plan tf test test-quick test-devices test-all test-slow check format lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -77,6 +78,20 @@ $(PLAN)/.ready: pyproject.toml constraints.txt
 	@$(PLAN)/bin/python -m pip install $(PIP_OUTPUT) --disable-pip-version-check --constraint constraints.txt --editable '.[train,tpu]'
 	@touch $@
 
+# What the trainer is compared with: tf.data, and what google-research/vision_transformer imports.
+TF := .venv-tf
+TF_PACKAGES := tensorflow-cpu==2.21.0 tensorflow-datasets==4.9.10 tensorboard==2.21.0 clu==0.0.12 pandas einops
+
+tf: $(TF)/.ready
+
+$(TF)/.ready: Makefile constraints.txt
+	@rm -f $@
+	@test -e $(TF)/bin/python || $(PYTHON) -m venv $(TF)
+	@echo 'Installing $(TF_PACKAGES) into $(TF) (some minutes the first time) …' >&2
+	@$(TF)/bin/python -m pip install $(PIP_OUTPUT) --disable-pip-version-check --constraint constraints.txt $(TF_PACKAGES) \
+		jax flax optax ml_collections
+	@touch $@
+
 test: check test-quick test-devices
 
 test-all: test test-slow
@@ -111,5 +126,5 @@ lock:
 	rm constraints.new
 
 clean:
-	rm -rf $(VENV) $(PEER) $(PLAN) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache *.egg-info
+	rm -rf $(VENV) $(PEER) $(PLAN) $(TF) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache *.egg-info
 	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +
