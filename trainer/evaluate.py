@@ -47,6 +47,7 @@ def _evaluate(
     import jax
 
     from trainer import judging, judging_report
+    from trainer.allocator import keep_freed_memory
     from trainer.checkpoint import load
     from trainer.data.datasets import open_again, open_dataset
     from trainer.distributed import rules
@@ -55,6 +56,7 @@ def _evaluate(
     from trainer.interval import wilson
     from trainer.step import make_judge_step
 
+    keep_freed_memory()
     join_job()
     loaded = load(checkpoint)
     name = dataset or loaded.meta["dataset"]

@@ -35,9 +35,11 @@ def main(argv: list[str]) -> dict[str, object]:
     command.require_folder(workdir, "--workdir")
 
     # Imported late: a bad configuration is refused at once, and --help answers without starting JAX.
+    from trainer.allocator import keep_freed_memory
     from trainer.distributed.bootstrap import join_job
     from trainer.train import train
 
+    keep_freed_memory()
     join_job()
     return train(experiment, workdir)
 

@@ -54,6 +54,9 @@ def main(argv: list[str]) -> dict[str, object]:
 
 def _measured(verb: str, flag: dict[str, Any]) -> dict[str, object]:
     # Imported late: --help answers without starting JAX.
+    from trainer.allocator import keep_freed_memory
+
+    keep_freed_memory()  # as trainer.main does
     if verb == "overhead":
         from tools.bench_training.overhead import overhead
 

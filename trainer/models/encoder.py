@@ -53,7 +53,8 @@ class Attention(nnx.Module):
         Taps: weights (B, N, T, T), heads (B, T, N, V), the outputs before the projection, and keys (B, T, N, K).
         """
         query, key = _gate(self.query(x), gates, "query_key"), self.key(x)
-        looks = jnp.einsum("btnk,bsnk->bnts", query, key) * self.scale
+        # Of the two factors the query is the smaller to scale.
+        looks = jnp.einsum("btnk,bsnk->bnts", query * self.scale, key)
         if sizes is not None:
             looks = looks + jnp.log(sizes).reshape(len(x), 1, 1, -1)
         if mask is not None:
