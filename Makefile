@@ -80,7 +80,7 @@ $(PLAN)/.ready: pyproject.toml constraints.txt
 
 # What the trainer is compared with: tf.data, and what google-research/vision_transformer imports.
 TF := .venv-tf
-TF_PACKAGES := tensorflow-cpu==2.21.0 tensorflow-datasets==4.9.10 tensorboard==2.21.0 clu==0.0.12 pandas einops
+TF_PACKAGES := tensorflow-cpu==2.21.0 tensorflow-datasets==4.9.10 tensorboard==2.21.0 clu==0.0.12 pandas einops scikit-image
 
 tf: $(TF)/.ready
 

@@ -1,7 +1,6 @@
 """Images a second of the input: JPEG photographs, decoded, cropped at random to 224 pixels, flipped."""
 
 import contextlib
-import io
 import itertools
 import tempfile
 import time
@@ -14,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from serving.preprocess import PreprocessSpec
-from tools.bench_training import peer
+from tools.bench_training import peer, photographs
 from tools.bench_training.rounds import alternate, ratios, spread
 from trainer.data.augment import flip, inception_crop
 from trainer.data.datasets import open_dataset
@@ -29,8 +28,8 @@ _SPEC = PreprocessSpec("RGB", 224, 224, (127.5,) * 3, (127.5,) * 3)
 def input_pipeline(count: int, workers: int) -> dict[str, object]:
     """Of the pipeline, of a bare loop, and of tf.data where it is installed: with one thread, and with as many as it likes."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as held:
-        pictures = _photographs(Path(folder), count * 5 // 4 + 20)
-        source = open_dataset(f"folder:{folder}", bad_images="unchecked").train
+        pictures, whose = _photographs(Path(folder), count * 5 // 4 + 20)
+        source = open_dataset(f"folder:{folder}/parts", bad_images="unchecked").train
         batches = held.enter_context(reading(source, _SPEC, "light", _BATCH, workers))
 
         def pipeline(_: int) -> float:
@@ -49,6 +48,7 @@ def input_pipeline(count: int, workers: int) -> dict[str, object]:
         found = alternate(measures)
     return {
         "images": count,
+        "photographs": whose,
         "workers": workers,
         "images_per_s": {name: spread(values) for name, values in found.items()},
         "pipeline_to_bare": spread(ratios(found["pipeline"], found["bare"])),
@@ -80,21 +80,15 @@ def reading(
         yield batches
 
 
-def _photographs(folder: Path, count: int) -> list[Path]:
-    """Parts of scikit-learn's two photographs in sizes that ImageNet's have, 500×375 mostly, as JPEG of quality 90."""
-    rng, paths = np.random.default_rng(0), []
-    whole = {name: Image.fromarray(load_sample_image(f"{name}.jpg")) for name in ("china", "flower")}
-    for number in range(count):
-        name = ("china", "flower")[number % 2]
-        width, height = ((500, 375), (375, 427), (500, 333), (400, 400))[number // 2 % 4]
-        left, top = int(rng.integers(641 - width)), int(rng.integers(428 - height))
-        path = folder / name / f"{number:05d}.jpg"
-        path.parent.mkdir(exist_ok=True)
-        buffer = io.BytesIO()
-        whole[name].crop((left, top, left + width, top + height)).save(buffer, "JPEG", quality=90)
-        path.write_bytes(buffer.getvalue())
-        paths.append(path)
-    return paths
+def _photographs(folder: Path, count: int) -> tuple[list[Path], str]:
+    """JPEG files, and whose photographs they are parts of: scikit-image's where `make tf` installed it, else scikit-learn's two."""
+    if peer.installed():
+        whole = folder / "whole"
+        with peer.Peer(["photographs"], {"folder": str(whole)}):
+            pictures = [Image.open(path).convert("RGB") for path in sorted(whole.iterdir())]
+        return photographs.write(folder / "parts", pictures, count), "scikit-image"
+    pictures = [Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
+    return photographs.write(folder / "parts", pictures, count), "scikit-learn"
 
 
 def _bare_loop(paths: list[Path], seed: int) -> float:

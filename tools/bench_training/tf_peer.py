@@ -52,6 +52,19 @@ def tf_data(told: dict[str, Any]) -> tuple[dict[str, Any], Answer]:
     return {"version": tf.__version__}, images_per_s
 
 
+def photographs(told: dict[str, Any]) -> tuple[dict[str, Any], Answer]:
+    """Writes scikit-image's sample photographs in colour that are large enough, as PNG, into a folder."""
+    from pathlib import Path
+
+    from skimage import data, io
+
+    folder = Path(told["folder"])
+    folder.mkdir(parents=True)
+    for name in ("astronaut", "coffee", "rocket", "chelsea"):
+        io.imsave(folder / f"{name}.png", getattr(data, name)())
+    return {}, lambda _: 0.0
+
+
 def vision_transformer(told: dict[str, Any]) -> tuple[dict[str, Any], Answer]:
     """Seconds of a training step, the mean of so many; as `vit_jax.train` builds and calls it."""
     sys.path.insert(0, told["checkout"])
@@ -100,11 +113,12 @@ def vision_transformer(told: dict[str, Any]) -> tuple[dict[str, Any], Answer]:
     return {"params": count, "commit": commit.stdout.strip()}, seconds
 
 
+_VERBS = {"tf_data": tf_data, "photographs": photographs, "vision_transformer": vision_transformer}
+
+
 def main() -> None:
     """Answers until stdin ends."""
-    said, measure = {"tf_data": tf_data, "vision_transformer": vision_transformer}[sys.argv[1]](
-        json.loads(sys.stdin.readline())
-    )
+    said, measure = _VERBS[sys.argv[1]](json.loads(sys.stdin.readline()))
     print(json.dumps(said), flush=True)
     for line in sys.stdin:
         print(json.dumps({"value": measure(json.loads(line))}), flush=True)
