@@ -7,11 +7,17 @@ Everything behind -- reaches the processes as typed. Their output is shown on st
 progress of process 0 alone; its result is the last line of stdout. The first process that fails decides the exit code, and the
 others are ended. SIGTERM and Ctrl-C ask all of them to save and end, for --grace_s at most; after Ctrl-C the exit code is 130.
 
+A job with a --workdir starts again, from its newest checkpoint, when it was preempted (42), stalled (43), or a process was lost
+or died (44, 134, 137, 139, 143): --max_restarts times, preemptions not counted, until three starts in a row got no further. Every
+other code ends it.
+
 Verbs: run. Planned: render, status, logs, stop, doctor.
 Back ends: local (processes on this machine). Planned: ssh, slurm, jobset, tpu_vm.
 """
 
 import shutil
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +27,10 @@ from serving import command
 from serving.command import UserError
 from tools import launchers
 from tools.launchers.job import Job
+from tools.launchers.restarts import Restarts, supervised
+from trainer.workdir import steps
 
+_RESTARTS = 10
 _PLANNED_VERBS = ("render", "status", "logs", "stop", "doctor")
 
 
@@ -48,7 +57,15 @@ def main(argv: list[str]) -> None:
     if values["dry_run"].value:
         print("\n".join(launcher.describe(job)))
         return
-    code = launcher.run(job)
+    workdir = job.option("workdir")
+    most = values["max_restarts"].value
+    code = supervised(
+        lambda: launcher.run(job),
+        Restarts(most if most is not None else _RESTARTS if workdir else 0),
+        lambda: next(iter(steps(Path(workdir))[::-1]), None) if workdir else None,
+        lambda text: print(f"[launch] {text}", file=sys.stderr, flush=True),
+        time.sleep,
+    )
     if code:
         # The launcher has said why; the code may be a runtime's death, which no error of ours stands for.
         raise SystemExit(code)
@@ -102,6 +119,13 @@ def _flags() -> flags.FlagValues:
     )
     flags.DEFINE_float(
         "grace_s", 30.0, "Seconds between asking a process to end and killing it.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "max_restarts",
+        None,
+        f"How often a job that died may start again; {_RESTARTS} with a --workdir to go on from, else 0.",
+        lower_bound=0,
+        flag_values=values,
     )
     flags.DEFINE_bool("dry_run", False, "Print what would run, and start nothing.", flag_values=values)
     return values

@@ -1,6 +1,7 @@
-"""A workdir has one writer at a time. The kernel frees the lock when its holder ends, however it ends.
+"""A workdir: which checkpoints it holds, and that it has one writer at a time.
 
-Needs neither jax nor a checkpoint. In a job of several processes, process 0 holds it for all.
+The kernel frees the lock when its holder ends, however it ends; in a job of several processes, process 0 holds it for all.
+Needs no jax, so that launchers can look.
 """
 
 import contextlib
@@ -13,7 +14,21 @@ from pathlib import Path
 
 from serving.command import UserError
 
+CHECKPOINTS = "checkpoints"
 _NAME = ".lock"
+
+
+def steps(path: Path) -> list[int]:
+    """The steps whose checkpoints under `path` (a workdir or its checkpoints folder) are whole, oldest first."""
+    root = path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
+    if not root.is_dir():
+        return []
+    found = (
+        folder
+        for folder in root.iterdir()
+        if folder.name.isdecimal() and (folder / "meta" / "metadata").is_file()
+    )
+    return sorted(int(folder.name) for folder in found)
 
 
 @contextlib.contextmanager

@@ -154,7 +154,7 @@ def test_processes_that_would_learn_or_write_something_else_are_refused(
 def test_one_process_that_is_asked_to_stop_makes_all_save_the_same_step(shape: Path, tmp_path: Path) -> None:
     arguments = trainings.settings(shape, total_steps=5000, checkpoint_every=10)
     workdir = tmp_path / "run"
-    launcher = start(launch(workdir, arguments))
+    launcher = start(launch(workdir, arguments, "--max_restarts=0"))
     wait_until(lambda: bool(checkpoint.steps(workdir)), launcher)
     os.kill(_child(launcher.pid, 1), signal.SIGTERM)
     code, output, log = trainings.ended(launcher)
@@ -263,7 +263,7 @@ def test_a_killed_process_ends_the_job_with_the_code_of_its_death(
     arguments = trainings.settings(shape, total_steps=5000)
     workdir = tmp_path / "run"
     # The survivor waits in a collective for the dead and cannot save: after its grace it is killed.
-    launcher = start(launch(workdir, arguments, "--grace_s=2"))
+    launcher = start(launch(workdir, arguments, "--grace_s=2", "--max_restarts=0"))
     wait_until(lambda: bool(checkpoint.steps(workdir)), launcher)
     os.kill(_child(launcher.pid, index), signal.SIGKILL)
     code, output, log = trainings.ended(launcher)
@@ -272,6 +272,35 @@ def test_a_killed_process_ends_the_job_with_the_code_of_its_death(
     # What was saved before is whole.
     shutil.copytree(workdir, tmp_path / "copy")
     assert checkpoint.load(tmp_path / "copy").meta["step"] >= 10
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_gang_of_a_killed_process_starts_again_and_ends_as_if_undisturbed(
+    shape: Path, tmp_path: Path, processes: int
+) -> None:
+    arguments = trainings.settings(shape, total_steps=60)
+    options = {"processes": processes}
+    assert trainings.ended(start(launch(tmp_path / "whole", arguments, **options)))[0] == 0
+    launcher = start(launch(tmp_path / "run", arguments, "--grace_s=1", **options))
+    wait_until(lambda: bool(checkpoint.steps(tmp_path / "run")), launcher)
+    os.kill(_child(launcher.pid, processes - 1), signal.SIGKILL)
+    code, output, log = trainings.ended(launcher)
+    assert code == 0, log
+    assert re.search(r"\[launch\] code 137: starting again in 1 s, from step \d+ \(restart 1 of 10\)", log)
+    assert trainings.result(output)["resumed_from"] >= 10
+    trainings.assert_same_parameters(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_preempted_process_is_started_again_unless_a_person_stopped_the_job(
+    shape: Path, tmp_path: Path
+) -> None:
+    arguments = trainings.settings(shape, total_steps=100)
+    launcher = start(launch(tmp_path / "run", arguments))
+    wait_until(lambda: bool(checkpoint.steps(tmp_path / "run")), launcher)
+    os.kill(_child(launcher.pid, 1), signal.SIGTERM)
+    code, _, log = trainings.ended(launcher)
+    assert code == 0, log
+    assert re.search(r"code 42: starting again in 1 s, from step \d+ \(not counted\)", log)
 
 
 def test_bad_input_ends_the_job_with_its_code(arguments: list[str], tmp_path: Path) -> None:
@@ -284,7 +313,7 @@ def test_bad_input_ends_the_job_with_its_code(arguments: list[str], tmp_path: Pa
 @pytest.mark.slow
 def test_a_stuck_process_is_named_and_the_job_ends(shape: Path, tmp_path: Path) -> None:
     arguments = trainings.settings(shape, total_steps=5000, stall_after_s=10)
-    command = launch(tmp_path / "run", arguments, "--grace_s=1")
+    command = launch(tmp_path / "run", arguments, "--grace_s=1", "--max_restarts=0")
     code, output, log = trainings.ended(
         start(["tests.support.stuck" if word == "trainer.main" else word for word in command])
     )

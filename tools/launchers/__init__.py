@@ -1,6 +1,7 @@
 """Back ends of the launcher by the name that its user types; `tools.launch` asks here and knows none of them.
 
-A back end takes a whole job and answers with one exit code of the table in `serving.command`.
+A back end takes a whole job and answers with one exit code of the table in `serving.command`. Whether the job starts again is not
+its business (`restarts`).
 """
 
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Protocol
 from serving.command import UserError
 from tools.launchers.job import Job
 from tools.launchers.local import LocalLauncher
+from tools.launchers.restarts import Ended
 
 
 class Launcher(Protocol):
@@ -17,8 +19,8 @@ class Launcher(Protocol):
     def describe(self, job: Job) -> list[str]:
         """What would run, one line per process; starts nothing."""
 
-    def run(self, job: Job) -> int:
-        """Runs the job to its end and returns its exit code."""
+    def run(self, job: Job) -> Ended:
+        """Runs the job to its end, once."""
 
 
 LAUNCHERS: dict[str, Callable[[], Launcher]] = {"local": LocalLauncher}

@@ -58,6 +58,15 @@ class Job:
         if self.timeout_s is not None and self.timeout_s <= 0:
             raise UserError(f"--timeout_s={self.timeout_s}: a time above 0 is needed, or none for no limit")
 
+    def option(self, name: str) -> str:
+        """What the command gives as --NAME=VALUE or --NAME VALUE, "" where it does not."""
+        for word, following in zip(self.command, (*self.command[1:], "")):
+            if word.startswith(f"--{name}="):
+                return word.partition("=")[2]
+            if word == f"--{name}":
+                return following
+        return ""
+
 
 def program(command: tuple[str, ...]) -> tuple[str, ...]:
     """`command` with its program found on this machine; `python` is the interpreter of the launcher itself.

@@ -26,6 +26,7 @@ from typing import IO, TextIO
 
 from serving.command import ExitCode, UserError
 from tools.launchers.job import Job, ending, program, table_code
+from tools.launchers.restarts import Ended
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # What the collectives' library says to stdout when all is well, as each process begins.
@@ -80,7 +81,7 @@ class LocalLauncher:
             for environment in environments
         ]
 
-    def run(self, job: Job) -> int:
+    def run(self, job: Job) -> Ended:
         """Starts the processes, stays until all have ended, and returns one exit code of the table."""
         command = program(job.command)
         with contextlib.ExitStack() as stack:
@@ -92,7 +93,7 @@ class LocalLauncher:
             code = gang.wait()
         if gang.result is not None:
             print(gang.result, file=self.output, flush=True)
-        return code
+        return Ended(code, gang.was_asked_to_stop)
 
 
 class _Gang:
@@ -151,6 +152,11 @@ class _Gang:
                     if code is not None:
                         self._note_end(index, code)
         return self._verdict()
+
+    @property
+    def was_asked_to_stop(self) -> bool:
+        """By a signal to this process."""
+        return self._stop_asked is not None
 
     def kill(self) -> None:
         """Ends at once whatever still runs, with the processes it started."""

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.checkpoint.card import Card, Loaded, Meta
-from trainer.checkpoint.stored import holds_training, load, load_card, save_model, steps, weights_hash
+from trainer.checkpoint.stored import holds_training, load, load_card, save_model, weights_hash
 from trainer.checkpoint.training import State, TrainCheckpoints
+from trainer.workdir import steps
 
 __all__ = [
     "Card",

@@ -12,8 +12,7 @@ import tensorstore
 from serving.command import UserError
 from trainer.checkpoint.card import Card, Loaded
 from trainer.models.build import Params, flatten, param_shapes, unflatten
-
-FOLDER = "checkpoints"
+from trainer.workdir import CHECKPOINTS, steps
 
 
 def save_model(path: Path, card: Card, params: Params, step: int = 0) -> None:
@@ -24,24 +23,11 @@ def save_model(path: Path, card: Card, params: Params, step: int = 0) -> None:
     """
     if steps(path):
         raise UserError(f"{path} already holds a checkpoint; give another --workdir or remove it")
-    with ocp.CheckpointManager((path / FOLDER).absolute(), item_names=("params", "meta")) as manager:
+    with ocp.CheckpointManager((path / CHECKPOINTS).absolute(), item_names=("params", "meta")) as manager:
         arguments = ocp.args.Composite(
             params=ocp.args.StandardSave(params), meta=ocp.args.JsonSave({**card.to_json(), "step": step})
         )
         manager.save(step, args=arguments)
-
-
-def steps(path: Path) -> list[int]:
-    """The steps whose checkpoints under `path` (a workdir or its checkpoints folder) are whole, oldest first."""
-    root = path / FOLDER if (path / FOLDER).is_dir() else path
-    if not root.is_dir():
-        return []
-    found = (
-        folder
-        for folder in root.iterdir()
-        if folder.name.isdecimal() and (folder / "meta" / "metadata").is_file()
-    )
-    return sorted(int(folder.name) for folder in found)
 
 
 def holds_training(path: Path) -> bool:
@@ -57,7 +43,7 @@ def _step_folder(path: Path) -> Path:
         raise UserError(
             f"no checkpoint under {path}; give a training or compression workdir, or one of its checkpoints"
         )
-    return (path / FOLDER if (path / FOLDER).is_dir() else path) / str(found[-1])
+    return (path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path) / str(found[-1])
 
 
 def load_card(path: str | Path) -> Card:

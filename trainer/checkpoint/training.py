@@ -15,8 +15,8 @@ import orbax.checkpoint as ocp
 
 from serving.command import ExitCode, UserError
 from trainer.checkpoint.card import Card
-from trainer.checkpoint.stored import FOLDER, steps
 from trainer.models.build import Params, flatten
+from trainer.workdir import CHECKPOINTS, steps
 
 _SAID_BYTES = 8192  # of metadata, for an array, twice over while it is committed
 _NAMED = 8  # differences in a message
@@ -68,7 +68,7 @@ class TrainCheckpoints:
         )
         items = ("params", "opt", "ema", "recent", "meta")
         self._manager = ocp.CheckpointManager(
-            (workdir / FOLDER).absolute(), options=options, item_names=items
+            (workdir / CHECKPOINTS).absolute(), options=options, item_names=items
         )
 
     def latest_step(self) -> int | None:

@@ -26,7 +26,7 @@ def run(script: str, **job: object) -> tuple[int, str, str]:
     """Exit code, stdout and log of a job of `python -c script`."""
     output, log = io.StringIO(), io.StringIO()
     settings: dict[str, object] = {"processes": 2, "timeout_s": 60.0, "grace_s": 20.0} | job
-    code = LocalLauncher(output, log).run(Job(("python", "-c", INDEX + script), **settings))  # type: ignore[arg-type]
+    code = LocalLauncher(output, log).run(Job(("python", "-c", INDEX + script), **settings)).code  # type: ignore[arg-type]
     return code, output.getvalue(), log.getvalue()
 
 
@@ -141,7 +141,7 @@ def test_a_process_that_saved_and_left_does_not_hurry_the_others(tmp_path: Path)
     os.mkfifo(pipe)
     log = _Answers(pipe, ("[launch] process 1 ended", "[0] still here"))
     job = Job(("python", "-c", INDEX + script, str(pipe)), processes=2, timeout_s=60.0)
-    assert LocalLauncher(io.StringIO(), log).run(job) == ExitCode.PREEMPTED
+    assert LocalLauncher(io.StringIO(), log).run(job).code == ExitCode.PREEMPTED
     assert "[launch] process 0 ended with exit code 42" in log.getvalue()
 
 
