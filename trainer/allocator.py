@@ -9,7 +9,7 @@ import os
 from importlib.util import find_spec
 
 # mallopt(3), glibc's numbers: nothing by mmap, nothing given back, one heap (others cannot hold large blocks).
-_OPTIONS = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_ARENA_MAX": (-8, 1)}
+_OPTIONS = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1), "M_ARENA_MAX": (-8, 1)}
 
 
 def keep_freed_memory() -> bool:

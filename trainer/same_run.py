@@ -53,6 +53,11 @@ def require_same_run(workdir: Path, experiment: Experiment, card: Card) -> list[
     ]
 
 
+def evaluation_is_done(workdir: Path) -> bool:
+    """Whether the evaluation that was due at the newest checkpoint was made, and not cut off by a request to stop."""
+    return bool(load_card(workdir).meta.get("evaluated", True))
+
+
 def _shape(card: Card) -> str:
     """The model's size, and the sha256 of its description, in which any two differ."""
     text = json.dumps(card.to_json()["description"], sort_keys=True)

@@ -33,7 +33,7 @@ from trainer.parts import Parts, assemble
 from trainer.preemption import Preemption
 from trainer.profiler import Profiler
 from trainer.rates import Rates, flops_per_image
-from trainer.same_run import refuse_a_model, require_same_run
+from trainer.same_run import evaluation_is_done, refuse_a_model, require_same_run
 from trainer.skips import Skips
 from trainer.step import Batch, Frozen, TrainState
 from trainer.tasks import eval_step_of, task_of
@@ -110,7 +110,7 @@ class _Run:
         self._scores: dict[int, dict[str, float]] = {}  # of validation, by step
         self._saved = self._checkpoints.latest_step()
         try:
-            with self._rates.spending("start"):
+            with self._rates.spending("start"), ending_without_peers():
                 self._build()
         except jax.errors.JaxRuntimeError as error:
             self._checkpoints.close()
@@ -122,6 +122,7 @@ class _Run:
     def _build(self) -> None:
         experiment, parts, card = self._experiment, self._parts, self._parts.card
         said = [] if self._saved is None else require_same_run(self._workdir, experiment, card)
+        self._owes_evaluation = self._saved is not None and not evaluation_is_done(self._workdir)
         self._answers = self._stored_answers()
         tx = optim.optimiser(experiment)
         fresh, placed, undivided = step.init_state(
@@ -157,7 +158,10 @@ class _Run:
             return None
         spec = parts.card.preprocess
         alive = partial(self._watchdog.at, "asking the teacher", 0)
-        return stored_answers(self._experiment, teacher, parts.dataset, spec, self._mesh, alive)
+        try:
+            return stored_answers(self._experiment, teacher, parts.dataset, spec, self._mesh, alive)
+        except jax.errors.JaxRuntimeError as error:
+            raise memory.refusal_of_evaluation(error, self._experiment) or error from error
 
     def _first_state(self, fresh: TrainState) -> TrainState:
         if self._saved is None:
@@ -176,9 +180,10 @@ class _Run:
         """Runs the loop and reports."""
         total = self._experiment.total_steps
         try:
-            self._loop()
-            if total not in self._scores:  # the workdir held the whole run
-                self._evaluate(total)
+            with ending_without_peers():
+                self._loop()
+                if total not in self._scores:  # the workdir held the whole run
+                    self._evaluate(total)
             self._watchdog.at("saving", total)
         finally:
             self._checkpoints.close()
@@ -201,6 +206,8 @@ class _Run:
     def _loop(self) -> None:
         watchdog, preemption = self._watchdog, self._preemption
         experiment, label = self._experiment, str(self._parts.card.meta["stage"])
+        if self._owes_evaluation and self._start < experiment.total_steps:
+            self._evaluate(self._start)
         with (
             progress(experiment.total_steps, label, self._start) as bar,
             Profiler(experiment, self._workdir) as profiler,
@@ -279,7 +286,12 @@ class _Run:
         self._saved = number
 
     def _card_at(self, number: int) -> Card:
-        position = {"step": number, "next_example": number * self._experiment.batch}
+        due = number % self._experiment.eval_every == 0
+        position = {
+            "step": number,
+            "next_example": number * self._experiment.batch,
+            "evaluated": not due or number in self._scores,
+        }
         card = self._parts.card
         return dataclasses.replace(card, meta={**card.meta, **position})
 
@@ -309,6 +321,7 @@ class _Run:
 
     def _leave(self, number: int) -> None:
         exit_code = self._preemption.exit_code
+        self._watchdog.at("saving", number)
         if self._saved != number:
             self._save(number)
         self._metrics.flush()

@@ -21,7 +21,8 @@ from jax._src import distributed  # the store has no public name; Orbax reaches 
 from serving.command import ExitCode
 
 _KEY = "vitforge/alive/"
-_COMPILING_TAKES = 4  # times the limit
+_BEFORE_STEPS = frozenset({"starting", "compiling", "restoring", "asking the teacher"})  # takes longer,
+_TAKES = 4  # times the limit
 _LATE_S = 2.0  # that a busy machine may wake this thread
 
 
@@ -62,7 +63,7 @@ class Watchdog:
                 told = self._where
                 self._tell(told)
             phase, _ = self._where
-            limit_s = self._limit_s * (_COMPILING_TAKES if phase == "compiling" else 1)
+            limit_s = self._limit_s * (_TAKES if phase in _BEFORE_STEPS else 1)
             if time.monotonic() - self._alive_s > limit_s:
                 self._end()
 

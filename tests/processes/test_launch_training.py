@@ -166,7 +166,7 @@ def test_one_process_that_is_asked_to_stop_makes_all_save_the_same_step(shape: P
 
 
 def test_a_job_that_evaluates_stops_between_two_batches(shape: Path, tmp_path: Path) -> None:
-    """Of 180 images two at a time: asked in the first evaluation, it saves the step in which that began."""
+    """Of 180 images eight at a time: asked in the first evaluation, it saves the step in which that began."""
     arguments = trainings.settings(shape, total_steps=5000, checkpoint_every=1000, eval_every=7, batch_eval=8)
     command = launch(tmp_path / "run", arguments)
     command = ["tests.support.evaluates_slowly" if word == "trainer.main" else word for word in command]
@@ -278,7 +278,7 @@ def test_a_killed_process_ends_the_job_with_the_code_of_its_death(
 def test_the_gang_of_a_killed_process_starts_again_and_ends_as_if_undisturbed(
     shape: Path, tmp_path: Path, processes: int
 ) -> None:
-    arguments = trainings.settings(shape, total_steps=60)
+    arguments = trainings.settings(shape, total_steps=100)
     options = {"processes": processes}
     assert trainings.ended(start(launch(tmp_path / "whole", arguments, **options)))[0] == 0
     launcher = start(launch(tmp_path / "run", arguments, "--grace_s=1", **options))
@@ -291,9 +291,7 @@ def test_the_gang_of_a_killed_process_starts_again_and_ends_as_if_undisturbed(
     trainings.assert_same_parameters(tmp_path / "run", tmp_path / "whole")
 
 
-def test_a_preempted_process_is_started_again_unless_a_person_stopped_the_job(
-    shape: Path, tmp_path: Path
-) -> None:
+def test_a_job_of_which_one_process_was_preempted_is_started_again(shape: Path, tmp_path: Path) -> None:
     arguments = trainings.settings(shape, total_steps=100)
     launcher = start(launch(tmp_path / "run", arguments))
     wait_until(lambda: bool(checkpoint.steps(tmp_path / "run")), launcher)

@@ -13,6 +13,16 @@ CAPTIONS = ("a photo of the digit {}.", "the number {}", "{} written by hand")
 _BEGINNINGS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 
 
+def write_classes(folder: Path, count: int = 100) -> Path:
+    """The first `count` test digits, in colours, in a folder for each whose name is its word."""
+    data = open_dataset("digits").test
+    for index in range(count):
+        path = folder / WORDS[data.labels[index]] / f"{index:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.repeat(np.asarray(data.images[index]), 3, axis=-1)).save(path)
+    return folder
+
+
 def write_pairs(folder: Path, count: int = 600) -> tuple[Path, Path]:
     """(pairs.jsonl, vocab.txt) of the first `count` training digits, in colours, with captions by turns."""
     folder.mkdir(parents=True, exist_ok=True)

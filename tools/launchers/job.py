@@ -59,13 +59,14 @@ class Job:
             raise UserError(f"--timeout_s={self.timeout_s}: a time above 0 is needed, or none for no limit")
 
     def option(self, name: str) -> str:
-        """What the command gives as --NAME=VALUE or --NAME VALUE, "" where it does not."""
+        """What the command gives last as --NAME=VALUE or --NAME VALUE, "" where it does not."""
+        given = ""
         for word, following in zip(self.command, (*self.command[1:], "")):
             if word.startswith(f"--{name}="):
-                return word.partition("=")[2]
-            if word == f"--{name}":
-                return following
-        return ""
+                given = word.partition("=")[2]
+            elif word == f"--{name}":
+                given = following
+        return given
 
 
 def program(command: tuple[str, ...]) -> tuple[str, ...]:

@@ -93,7 +93,7 @@ class LocalLauncher:
             code = gang.wait()
         if gang.result is not None:
             print(gang.result, file=self.output, flush=True)
-        return Ended(code, gang.was_asked_to_stop)
+        return Ended(code, gang.is_final)
 
 
 class _Gang:
@@ -107,7 +107,7 @@ class _Gang:
         self._codes: dict[int, int] = {}
         self._failure: tuple[str, int] | None = None
         self._stop_asked: str | None = None
-        self._stopping = False
+        self._stopping = self._out_of_time = False
         self._deadline_s = None if job.timeout_s is None else time.monotonic() + job.timeout_s
 
     def start(self, command: tuple[str, ...], port: int) -> None:
@@ -154,9 +154,9 @@ class _Gang:
         return self._verdict()
 
     @property
-    def was_asked_to_stop(self) -> bool:
-        """By a signal to this process."""
-        return self._stop_asked is not None
+    def is_final(self) -> bool:
+        """Whether a signal to this process, or the end of its time, ended the job."""
+        return self._stop_asked is not None or self._out_of_time
 
     def kill(self) -> None:
         """Ends at once whatever still runs, with the processes it started."""
@@ -239,6 +239,7 @@ class _Gang:
             self._deadline_s = None
             self.kill()
             return
+        self._out_of_time = True
         self._failure = (f"not done within --timeout_s={self._job.timeout_s:g}", ExitCode.STALLED)
         self._stop(send=True)
 
@@ -266,6 +267,7 @@ def _environment(job: Job, index: int, coordinator: str) -> dict[str, str]:
         **({"VITFORGE_PROGRESS": "off"} if index else {}),  # one bar speaks for all
         **job.env,
         "VITFORGE_COORDINATOR": coordinator,
+        "VITFORGE_PORT_HELD": "1",
         "VITFORGE_NUM_PROCESSES": str(job.processes),
         "VITFORGE_PROCESS_ID": str(index),
     }

@@ -17,10 +17,10 @@ _LONGEST_WAIT_S = 60.0
 
 @dataclass(frozen=True)
 class Ended:
-    """How one attempt ended; `by_request`: somebody asked the launcher to stop."""
+    """How one attempt ended; `final`: somebody asked the launcher to stop, or its time was over."""
 
     code: int
-    by_request: bool = False
+    final: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def supervised(
     counted, idle, last = 0, 0, reached()
     while True:
         ended = attempt()
-        if not restarts.most or ended.by_request or ended.code not in NOT_COUNTED | COUNTED:
+        if not restarts.most or ended.final or ended.code not in NOT_COUNTED | COUNTED:
             return ended.code
         now = reached()
         idle, last = (idle + 1 if now == last else 0), now
@@ -59,7 +59,7 @@ def supervised(
         if idle >= restarts.without_progress:
             say(f"{idle} starts in a row got no further than {_place(now)}: giving up; see the logs for why")
             return ended.code
-        wait_s = min(restarts.first_wait_s * 2**idle, _LONGEST_WAIT_S)
+        wait_s = min(restarts.first_wait_s * 2 ** max(0, counted - 1), _LONGEST_WAIT_S)
         count = f"restart {counted} of {restarts.most}" if ended.code in COUNTED else "not counted"
         say(f"code {ended.code}: starting again in {wait_s:g} s, from {_place(now)} ({count})")
         wait(wait_s)

@@ -19,6 +19,7 @@ from trainer.data.source import ImageSource
 
 _log = logging.getLogger(__name__)
 _NAMED = 10  # of bad images, in a message
+_AT_A_TIME = 4096  # that wait for a thread
 _ITS_OWN = (FileNotFoundError, PermissionError, IsADirectoryError)  # of an image, not of the storage
 
 
@@ -74,7 +75,9 @@ class Sound:
                 f"{len(bad)} of {len(images)} images are bad: {named}{more}; mend or remove them, or leave them out with "
                 f"bad_images=skip (all are listed in {kept_in}; remove it to have them looked at again)"
             )
-        _log.warning("%d of %d images are left out: %s%s", len(bad), len(images), named, more)
+        _log.warning(
+            "%d of %d images are left out: %s%s (listed in %s)", len(bad), len(images), named, more, kept_in
+        )
         places = tuple(place for place in range(len(images)) if place not in bad)
         kept = ImageSource(EncodedImages(Some(images.reader, places)), source.labels[list(places)])
         return kept, content + repr(sorted(bad)).encode()
@@ -102,7 +105,7 @@ def _looked_at(source: ImageSource, classes: int) -> dict[int, str]:
     Raises:
       UserError: when the storage fails, which says nothing of an image.
     """
-    images, found = source.images, {}
+    images, found = source.images, dict[int, str]()
     assert isinstance(images, EncodedImages)
 
     def problem(place: int) -> str | None:
@@ -120,8 +123,8 @@ def _looked_at(source: ImageSource, classes: int) -> dict[int, str]:
         return None
 
     with ThreadPoolExecutor() as pool, progress(len(source), "images looked at") as bar:
-        for place, why in enumerate(pool.map(problem, range(len(source)))):
-            if why is not None:
-                found[place] = why
-            bar.advance()
+        for start in range(0, len(source), _AT_A_TIME):
+            places = range(start, min(start + _AT_A_TIME, len(source)))
+            found |= {place: why for place, why in zip(places, pool.map(problem, places)) if why is not None}
+            bar.advance(len(places))
     return found

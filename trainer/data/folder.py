@@ -43,8 +43,15 @@ class Files:
         """Of the names and sizes of all files, wherever they lie."""
         digest = hashlib.sha256()
         for index, path in enumerate(self.paths):
-            digest.update(f"{path} {Path(self.name(index)).stat().st_size}\n".encode())
+            digest.update(f"{path} {_size(Path(self.name(index)))}\n".encode())
         return digest.digest()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # whoever reads it says why
+        return -1
 
 
 @dataclasses.dataclass(frozen=True)

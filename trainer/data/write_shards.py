@@ -11,6 +11,7 @@ import io
 import json
 import os
 import shutil
+import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -40,6 +41,7 @@ class Shard:
     start: int
     end: int
     path: str
+    fingerprint: str  # of the data set, which whoever writes must see as whoever asks does
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +79,7 @@ def write(
     draft = _draft(folder, data.fingerprint, shards)
     todo, said = [], {}
     for name, split in data.splits.items():
-        files = _shards(dataset, data_dir, name, split, shards, draft)
+        files = _shards(dataset, data_dir, name, split, shards, draft, data.fingerprint)
         _write_labels(split, Path(files[0].path))
         todo += [shard for shard in files if not Path(shard.path).exists()]
         said[name] = {"examples": len(split.labels), "files": len(files)}
@@ -92,8 +94,17 @@ def write(
 
 
 def write_shard(shard: Shard) -> None:
-    """Writes one file, whole or not at all."""
-    split, path = _opened(shard.dataset, shard.data_dir).splits[shard.split], Path(shard.path)
+    """Writes one file, whole or not at all.
+
+    Raises:
+      UserError: when the data set is another one here than where the list was made.
+    """
+    data, path = _opened(shard.dataset, shard.data_dir), Path(shard.path)
+    if data.fingerprint != shard.fingerprint:
+        raise UserError(
+            f"{socket.gethostname()} sees other images of {shard.dataset}; give all workers the same files"
+        )
+    split = data.splits[shard.split]
     part = path.with_name(f".{path.name}.{os.getpid()}")
     writer = ArrayRecordWriter(str(part), "group_size:1")  # for random access
     for place in range(shard.start, shard.end):
@@ -132,14 +143,16 @@ def _draft(folder: Path, fingerprint: str, shards: int) -> Path:
     return draft
 
 
-def _shards(dataset: str, data_dir: str, name: str, split: _Split, shards: int, folder: Path) -> list[Shard]:
+def _shards(
+    dataset: str, data_dir: str, name: str, split: _Split, shards: int, folder: Path, fingerprint: str
+) -> list[Shard]:
     """Runs of examples that follow each other, as equal as can be."""
     total = len(split.labels)
     count = min(shards or _fitting(split), total)
     bounds = np.linspace(0, total, count + 1).round().astype(int).tolist()
     paths = [str(folder / f"{name}-{number:05d}-of-{count:05d}{ENDING}") for number in range(count)]
     places = zip(bounds[:-1], bounds[1:], paths, strict=True)
-    return [Shard(dataset, data_dir, name, start, end, path) for start, end, path in places]
+    return [Shard(dataset, data_dir, name, start, end, path, fingerprint) for start, end, path in places]
 
 
 def _write_labels(split: _Split, shard: Path) -> None:

@@ -8,7 +8,7 @@ import os
 import jax
 
 from serving.command import ExitCode, UserError
-from trainer.distributed.jobs import job_of, metadata
+from trainer.distributed.jobs import OWN_PORT, job_of, metadata
 from trainer.distributed.roll_call import MissingError, roll_call
 
 START_TIMEOUT_S = "VITFORGE_START_TIMEOUT_S"
@@ -35,7 +35,13 @@ def join_job() -> None:
         )
     except MissingError as error:
         raise UserError(f"process {job.index} of {job.count}: {error}", ExitCode.LOST_PEER) from error
-    except (RuntimeError, ValueError, OSError) as error:
+    except OSError as error:
+        raise UserError(
+            f"process {job.index} of {job.count} cannot listen at {job.coordinator} ({error}); if another job does, give this one "
+            f"another port with {OWN_PORT}",
+            ExitCode.LOST_PEER,
+        ) from error
+    except (RuntimeError, ValueError) as error:
         message = f"process {job.index} of {job.count} could not join {job.coordinator} within {patience_s:g} s: {error}"
         raise UserError(message, ExitCode.LOST_PEER) from error
 

@@ -40,11 +40,12 @@ def _require_shared(folder: Path) -> None:
     token = np.frombuffer(os.urandom(8), np.uint32) if jax.process_index() == 0 else np.zeros(2, np.uint32)
     mark = folder / f".shared-{multihost_utils.broadcast_one_to_all(token).tobytes().hex()}"
     if jax.process_index() == 0:
-        mark.touch()
+        with contextlib.suppress(OSError):  # then it does not see the mark either
+            mark.touch()
     multihost_utils.sync_global_devices("a mark in the workdir")
-    seen = np.asarray(multihost_utils.process_allgather(np.bool_(mark.exists())))
+    seen = np.asarray(multihost_utils.process_allgather(np.bool_(_is_there(mark))))
     if jax.process_index() == 0:
-        mark.unlink()
+        mark.unlink(missing_ok=True)
     blind = np.flatnonzero(~seen.reshape(-1)).tolist()
     if blind:
         names = ", ".join(map(str, blind[:20]))
@@ -52,3 +53,10 @@ def _require_shared(folder: Path) -> None:
             f"{folder} of process 0 is not that of {'process' if len(blind) == 1 else 'processes'} {names}; give a folder that "
             "all hosts share"
         )
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return False

@@ -16,6 +16,7 @@ COORDINATOR, NUM_PROCESSES, PROCESS_ID = (
     "VITFORGE_PROCESS_ID",
 )
 PORT, OWN_PORT = 8476, "VITFORGE_PORT"  # of the coordinator, where no launcher chose one
+PORT_HELD = "VITFORGE_PORT_HELD"  # set by a launcher that keeps the port bound, and does not listen
 _POD_INDEX = "JOB_COMPLETION_INDEX"  # Kubernetes sets it in every pod of an indexed Job
 _METADATA = "http://{host}/computeMetadata/v1/instance/attributes/{key}"
 
@@ -60,7 +61,7 @@ def _own(environment: Mapping[str, str]) -> Job | None:
             f"Kubernetes' {_POD_INDEX})"
         )
     count, number = _whole(environment, NUM_PROCESSES), _whole(environment, index)
-    return Job(environment[COORDINATOR], count, number, port_is_held=True)
+    return Job(environment[COORDINATOR], count, number, port_is_held=PORT_HELD in environment)
 
 
 def _slurm(environment: Mapping[str, str]) -> Job | None:

@@ -18,6 +18,7 @@ _SIGNS = (
     "broken pipe",
     "coordination service",
     "heartbeat",
+    "barrier",
     "unavailable",
 )
 

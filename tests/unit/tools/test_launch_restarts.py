@@ -9,7 +9,7 @@ from tools.launchers.restarts import Ended, Restarts, supervised
 
 
 def outcome(
-    codes: list[int], reached: list[int | None], most: int = 10, by_request: bool = False
+    codes: list[int], reached: list[int | None], most: int = 10, final: bool = False
 ) -> tuple[int, int, list[float], list[str]]:
     """(last code, attempts, waits, what was said) of a job whose attempts end with `codes`, and reach these steps."""
     coming: Iterator[int] = iter(codes)
@@ -17,7 +17,7 @@ def outcome(
 
     def attempt() -> Ended:
         attempts.append(1)
-        return Ended(next(coming), by_request)
+        return Ended(next(coming), final)
 
     code = supervised(attempt, Restarts(most), lambda: next(places), said.append, waits.append)  # type: ignore[func-returns-value]
     return code, len(attempts), waits, said
@@ -36,8 +36,8 @@ def test_what_died_or_was_preempted_starts_again_from_its_newest_checkpoint(code
     assert said == [f"code {code}: starting again in 1 s, from step 20 ({counted})"]
 
 
-def test_who_was_asked_to_stop_is_not_started_again() -> None:
-    assert outcome([ExitCode.PREEMPTED], [], by_request=True)[:2] == (42, 1)
+def test_who_was_asked_to_stop_or_is_out_of_time_is_not_started_again() -> None:
+    assert outcome([ExitCode.PREEMPTED], [], final=True)[:2] == (42, 1)
 
 
 def test_restarts_end_and_preemptions_are_not_counted() -> None:
@@ -51,9 +51,9 @@ def test_without_restarts_the_first_end_is_the_last(code: int) -> None:
     assert outcome([code], [1], most=0) == (code, 1, [], [])
 
 
-def test_a_job_that_gets_no_further_is_given_up_after_longer_and_longer_waits() -> None:
+def test_a_job_that_gets_no_further_is_given_up() -> None:
     last, attempts, waits, said = outcome([42, 43, 137, 137], [10, 10, 10, 10])
-    assert (last, attempts, waits) == (137, 4, [1.0, 2.0, 4.0])
+    assert (last, attempts, waits) == (137, 4, [1.0, 1.0, 2.0])
     assert said[-1] == "3 starts in a row got no further than step 10: giving up; see the logs for why"
     assert outcome([137] * 3, [None] * 3)[3][-1].startswith(
         "3 starts in a row got no further than the beginning"
@@ -62,3 +62,8 @@ def test_a_job_that_gets_no_further_is_given_up_after_longer_and_longer_waits() 
 
 def test_progress_makes_patience_new() -> None:
     assert outcome([43] * 6 + [0], [None, None, 5, 5, 5, 9])[:2] == (0, 7)
+
+
+def test_waits_grow_with_every_restart_up_to_a_minute() -> None:
+    _, _, waits, _ = outcome([137] * 9 + [0], list(range(9)))
+    assert waits == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]

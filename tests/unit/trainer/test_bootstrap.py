@@ -36,10 +36,11 @@ OWN = {"VITFORGE_COORDINATOR": "a:1", "VITFORGE_NUM_PROCESSES": "2", "VITFORGE_P
     ("environment", "job"),
     [
         ({}, None),
-        (OWN, Job("a:1", 2, 0, "", True)),
+        (OWN, Job("a:1", 2, 0)),
+        (OWN | {"VITFORGE_PORT_HELD": "1"}, Job("a:1", 2, 0, "", True)),
         (SLURM, Job("node003:8476", 6, 4, "17.0")),
         (SLURM | {"VITFORGE_PORT": "9000"}, Job("node003:9000", 6, 4, "17.0")),
-        (SLURM | OWN, Job("a:1", 2, 0, "", True)),  # our launcher knows better
+        (SLURM | OWN, Job("a:1", 2, 0)),  # our launcher knows better
         (SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, None),
         ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None),  # an allocation, and no step
         (TPU, Job("10.0.0.2:8476", 2, 1)),
@@ -49,8 +50,8 @@ OWN = {"VITFORGE_COORDINATOR": "a:1", "VITFORGE_NUM_PROCESSES": "2", "VITFORGE_P
             TPU | SLICE_1_OF_2 | {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"},
             Job("job-slice-0-0.job:8476", 2, 1),
         ),
-        (POD, Job("job-0.job:8476", 4, 3, "", True)),
-        (POD | {"VITFORGE_PROCESS_ID": "1"}, Job("job-0.job:8476", 4, 1, "", True)),
+        (POD, Job("job-0.job:8476", 4, 3)),
+        (POD | {"VITFORGE_PROCESS_ID": "1"}, Job("job-0.job:8476", 4, 1)),
         ({"JOB_COMPLETION_INDEX": "3"}, None),  # an indexed Job of something else
     ],
 )
@@ -109,7 +110,7 @@ def _metadata_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("_metadata_server")
 def test_a_tpu_vm_asks_its_metadata_for_what_the_environment_does_not_say() -> None:
     assert job_of({}, ask_metadata) == Job("10.0.0.9:8476", 4, 3)
-    assert job_of(OWN, ask_metadata) == Job("a:1", 2, 0, "", True)
+    assert job_of(OWN, ask_metadata) == Job("a:1", 2, 0)
     assert job_of(TPU, ask_metadata) == Job("10.0.0.2:8476", 2, 1)
     with pytest.raises(UserError, match=r"metadata has no colour .*404.* VITFORGE_NUM_PROCESSES"):
         ask_metadata("colour")
@@ -211,3 +212,21 @@ def test_a_command_that_waits_in_vain_ends_with_the_name_of_who_is_missing(addre
     assert done.stderr.splitlines()[-1] == (
         "error: process 0 of 2: process 1 of 2 did not come within 1 s; see what their logs say"
     )
+
+
+def test_a_port_that_another_job_listens_at_is_said_at_once() -> None:
+    with socket.create_server(("", 0)) as other:
+        port = other.getsockname()[1]
+        environment = {
+            **os.environ,
+            "VITFORGE_COORDINATOR": f"localhost:{port}",
+            "VITFORGE_NUM_PROCESSES": "2",
+            "VITFORGE_PROCESS_ID": "0",
+            "PYTHONPATH": str(ROOT),
+        }
+        command = [sys.executable, "-m", "trainer.main", "--config=configs/digits.py", "--workdir=runs/never"]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == ExitCode.LOST_PEER
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"error: process 0 of 2 cannot listen at localhost:{port} ")
+    assert last.endswith("if another job does, give this one another port with VITFORGE_PORT")

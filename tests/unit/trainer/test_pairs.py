@@ -84,6 +84,19 @@ def test_shards_hold_the_same_pairs(pairs: Path, tmp_path: Path) -> None:
         open_pairs(f"pairs:{tmp_path}/digits/*.array_record", spec_of(vocab, 8), vocab)
 
 
+def test_a_picture_that_is_not_there_is_named_or_left_out(pairs: Path, tmp_path: Path) -> None:
+    lines = (pairs / "pairs.jsonl").read_text().replace('"0007.png"', '"nowhere.png"')
+    (tmp_path / "pairs.jsonl").write_text(lines)
+    for picture in pairs.glob("*.png"):
+        (tmp_path / picture.name).symlink_to(picture)
+    vocab = pairs / "vocab.txt"
+    name, tokens = f"pairs:{tmp_path / 'pairs.jsonl'}", spec_of(vocab, 8)
+    with pytest.raises(UserError, match=r"1 of \d+ images are bad: .*nowhere.png .*No such file"):
+        open_pairs(name, tokens, vocab)
+    data = open_pairs(name, tokens, vocab, "skip")
+    assert sum(map(len, (data.train, data.validation, data.test))) == 599
+
+
 def test_a_locked_tower_stays_to_the_bit_and_the_text_tower_learns(pairs: Path, tmp_path: Path) -> None:
     result = train(experiment(pairs, ema_decay=0.9), tmp_path / "run")
     assert result["stage"] == "paired"
@@ -122,6 +135,11 @@ def test_a_pair_learns_digits_by_their_names(loss: str, pairs: Path, tmp_path: P
     assert (
         found["image_to_text_recall_1"] <= found["image_to_text_recall_5"] <= found["image_to_text_recall_10"]
     )  # type: ignore[operator]
+    folder = captioned.write_classes(tmp_path / "digits")
+    sentences = "--templates=a photo of the digit {}.|the number {}"
+    named = zero_shot.main([*asked, f"--dataset=folder:{folder}", "--split=train", sentences])
+    assert named["examples"] == 80
+    assert named["top1"] > 0.5  # type: ignore[operator]  # of ten classes, none of which it was trained on as such
     export(
         [
             f"--checkpoint={tmp_path / 'run'}",

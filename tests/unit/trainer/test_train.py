@@ -1,7 +1,9 @@
 """The training loop in this process; what it takes to interrupt it for real is in tests/processes."""
 
 import dataclasses
+import itertools
 import shutil
+import signal
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from serving.command import UserError
 from tests.support import pictures, trainings
 from tests.support.small_models import SMALL, random_params, save_digits
 from trainer import checkpoint, config, step, tasks
+from trainer import train as loop
 from trainer.checkpoint import Card, State
 from trainer.data import datasets
 from trainer.export.__main__ import main as export
@@ -209,22 +212,42 @@ def test_a_class_map_that_changed_is_refused_before_anything_is_computed(
         train(small, tmp_path / "run")
 
 
-def test_the_best_checkpoint_stays_and_the_last_one_competes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("better", "kept"), [(True, [12]), (False, [2, 12])])
+def test_the_best_checkpoint_stays_and_the_last_one_competes(
+    better: bool, kept: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = itertools.count(1) if better else itertools.count(9, -1)
+
+    def evaluate(*_: object) -> dict[str, float]:
+        return {"top1": next(scores) / 10, "loss": 1.0, "count": 180.0}
+
+    monkeypatch.setattr(loop, "evaluate", evaluate)
     save_digits(tmp_path / "small")
     long = {"shape_of": tmp_path / "small", "total_steps": 12, "checkpoint_every": 2, "eval_every": 2}
     run = _settings("scratch", **long, keep_last=1, keep_best=1, base_lr=0.01)
     train(run, tmp_path / "run")
-    scores = {
-        line["step"]: line["validation_top1"]
-        for line in trainings.record(tmp_path / "run")
-        if "validation_top1" in line
-    }
-    assert sorted(scores) == [2, 4, 6, 8, 10, 12]
-    best = {step for step, score in scores.items() if score == max(scores.values())}
-    kept = set(checkpoint.steps(tmp_path / "run"))
-    assert 12 in kept
-    assert kept & best
-    assert len(kept) <= 2
+    assert checkpoint.steps(tmp_path / "run") == kept
+
+
+def test_an_evaluation_that_was_cut_off_is_made_when_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked_to_stop(*given: Any) -> dict[str, float]:
+        *_, after_a_batch = given
+        signal.raise_signal(signal.SIGTERM)
+        after_a_batch()
+        raise AssertionError
+
+    save_digits(tmp_path / "small")
+    run = _settings("scratch", shape_of=tmp_path / "small", total_steps=4, checkpoint_every=3, eval_every=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "evaluate", asked_to_stop)
+        with pytest.raises(UserError, match="preempted: saved step 2 in"):
+            train(run, tmp_path / "run")
+    assert not any("validation_top1" in line for line in trainings.record(tmp_path / "run"))
+    train(run, tmp_path / "run")
+    evaluated = [line["step"] for line in trainings.record(tmp_path / "run") if "validation_top1" in line]
+    assert evaluated == [2, 4]
 
 
 def test_keeping_the_best_needs_checkpoints_that_are_evaluated() -> None:
