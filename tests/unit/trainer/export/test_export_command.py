@@ -93,7 +93,9 @@ def test_every_long_step_shows_how_far_it_is(
     _export(teacher, tmp_path / "small" / "1", f"--precision={precision}", *more)
     said = capsys.readouterr()
     ends = [
-        line.partition(" ")[0] for line in said.err.splitlines() if "100/100" not in line and " 0 s left" in line
+        line.partition(" ")[0]
+        for line in said.err.splitlines()
+        if "100/100" not in line and " 0 s left" in line
     ]
     assert said.out == ""
     assert ends == [bar.partition(" ")[0] for bar in BARS if precision == "int8" or bar not in BARS[1:3]]
