@@ -16,13 +16,16 @@ class Chip:
     hbm_bandwidth: float
     ici_bandwidth: float
     dimensions: int  # of a topology: 2 or 3
+    cores_as: str = (
+        ""  # libtpu's word for both cores of a chip as one device, where it does not do so by itself
+    )
 
 
 _GIB = 2**30
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 275e12, 32 * _GIB, 1228e9, 300e9, 3),
+        Chip("v4", 275e12, 32 * _GIB, 1228e9, 300e9, 3, "megacore"),
         Chip("v5e", 197e12, 16 * _GIB, 819e9, 200e9, 2),
         Chip("v5p", 459e12, 95 * _GIB, 2765e9, 600e9, 3),
         Chip("v6e", 918e12, 32 * _GIB, 1640e9, 448e9, 2),

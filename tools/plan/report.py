@@ -56,11 +56,15 @@ def _try(parts: Described, mesh: jax.sharding.Mesh) -> tuple[Compiled | None, st
 
 
 def _devices(where: Topology) -> list[Any]:
-    options = {"num_slices": where.slices} if where.slices > 1 else {}
+    options: dict[str, Any] = {"num_slices": where.slices} if where.slices > 1 else {}
+    if where.chip.cores_as:
+        options["chip_config_name"] = where.chip.cores_as
     try:
         return list(topologies.get_topology_desc(where.name, "tpu", **options).devices)
     except Exception as error:  # libtpu says what it knows no such topology by
         reason = " ".join(str(error).split())[:200]
+        if "lockfile" in str(error):
+            raise UserError("another process uses libtpu on this machine; wait until it has ended") from error
         raise UserError(
             f"libtpu has no topology {where.name}: {reason}; give one that can be leased"
         ) from error

@@ -30,8 +30,13 @@ def join_job() -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         roll_call(job, patience_s)
+        # Left to look for itself, JAX would take one device by the task's number on its node, where a task has all of them.
         jax.distributed.initialize(
-            job.coordinator, job.count, job.index, initialization_timeout=max(1, round(patience_s))
+            job.coordinator,
+            job.count,
+            job.index,
+            initialization_timeout=max(1, round(patience_s)),
+            cluster_detection_method="deactivate",
         )
     except MissingError as error:
         raise UserError(f"process {job.index} of {job.count}: {error}", ExitCode.LOST_PEER) from error

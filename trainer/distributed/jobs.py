@@ -61,6 +61,14 @@ def _own(environment: Mapping[str, str]) -> Job | None:
             f"Kubernetes' {_POD_INDEX})"
         )
     count, number = _whole(environment, NUM_PROCESSES), _whole(environment, index)
+    if not re.fullmatch(r".+:\d+", environment[COORDINATOR]):
+        raise UserError(
+            f"{COORDINATOR}={environment[COORDINATOR]!r} must be HOST:PORT, such as host-0:{PORT}"
+        )
+    if number >= count:
+        raise UserError(
+            f"{index}={number} must be below {NUM_PROCESSES}={count}; processes are numbered from 0"
+        )
     return Job(environment[COORDINATOR], count, number, port_is_held=PORT_HELD in environment)
 
 

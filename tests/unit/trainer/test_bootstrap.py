@@ -65,6 +65,8 @@ def test_the_job_is_the_one_that_the_environment_names(environment: dict[str, st
         ({"VITFORGE_PROCESS_ID": "0"}, "only VITFORGE_PROCESS_ID is set; set all or none"),
         ({"JOB_COMPLETION_INDEX": "3", "VITFORGE_COORDINATOR": "a:1"}, "only VITFORGE_COORDINATOR is set"),
         (OWN | {"VITFORGE_NUM_PROCESSES": "two"}, "VITFORGE_NUM_PROCESSES='two' is no whole number"),
+        (OWN | {"VITFORGE_PROCESS_ID": "2"}, "VITFORGE_PROCESS_ID=2 must be below VITFORGE_NUM_PROCESSES=2"),
+        (OWN | {"VITFORGE_COORDINATOR": "localhost"}, "VITFORGE_COORDINATOR='localhost' must be HOST:PORT"),
     ],
 )
 def test_variables_that_are_incomplete_or_no_numbers_are_refused(
