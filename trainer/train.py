@@ -336,7 +336,10 @@ def _announce(
 ) -> None:
     model = card.description
     size = f"{description.param_count(model):,} parameters, {description.macs(model) / 1e6:.2f} MMACs"
-    origin = f"resumed from step {start}" if start else "from step 0"
+    begins = (
+        f"with the weights of {experiment.pretrained}" if experiment.pretrained else "with random weights"
+    )
+    origin = f"resumed from step {start}" if start else f"from step 0, {begins}"
     if start >= experiment.total_steps:
         origin = f"already complete at step {start}, nothing to train; for another run give another --workdir"
     axes = " ".join(f"{axis}={devices}" for axis, devices in mesh.items())
