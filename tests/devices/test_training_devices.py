@@ -194,7 +194,7 @@ def test_what_the_mesh_cannot_cut_is_replicated_and_said(
     )
     train(uneven, tmp_path / "run")
     log = capfd.readouterr().err
-    assert "replicated: params/blocks/1/attention/query/kernel: 1 is not a multiple of model=2" in log
+    assert "replicated: blocks/1/attention/query/kernel: 1 is not a multiple of model=2" in log
     assert all(loss == loss for loss in trainings.losses(tmp_path / "run").values())
 
 
