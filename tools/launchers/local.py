@@ -27,6 +27,7 @@ from typing import IO, TextIO
 from serving.command import ExitCode, UserError
 from tools.launchers.job import Job, ending, program, table_code
 from tools.launchers.restarts import Ended
+from trainer.distributed import jobs
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # What the collectives' library says to stdout when all is well, as each process begins.
@@ -266,10 +267,10 @@ def _environment(job: Job, index: int, coordinator: str) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         **({"VITFORGE_PROGRESS": "off"} if index else {}),  # one bar speaks for all
         **job.env,
-        "VITFORGE_COORDINATOR": coordinator,
-        "VITFORGE_PORT_HELD": "1",
-        "VITFORGE_NUM_PROCESSES": str(job.processes),
-        "VITFORGE_PROCESS_ID": str(index),
+        jobs.COORDINATOR: coordinator,
+        jobs.PORT_HELD: "1",
+        jobs.NUM_PROCESSES: str(job.processes),
+        jobs.PROCESS_ID: str(index),
     }
 
 

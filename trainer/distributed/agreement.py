@@ -7,6 +7,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from serving.command import UserError
+from trainer.distributed.jobs import named
 
 
 def require_same(what: str, seen: str, remedy: str) -> None:
@@ -21,8 +22,5 @@ def require_same(what: str, seen: str, remedy: str) -> None:
     all_seen = np.asarray(multihost_utils.process_allgather(digest)).reshape(jax.process_count(), -1)
     others = [index for index, one in enumerate(all_seen) if not np.array_equal(one, all_seen[0])]
     if others:
-        names = ", ".join(map(str, others[:20])) + (" …" if len(others) > 20 else "")
-        raise UserError(
-            f"process{'es' if len(others) > 1 else ''} {names} of {len(all_seen)} see{'s' if len(others) == 1 else ''} {what} that "
-            f"process 0 does not; {remedy}"
-        )
+        sees = "sees" if len(others) == 1 else "see"
+        raise UserError(f"{named(others)} of {len(all_seen)} {sees} {what} that process 0 does not; {remedy}")

@@ -10,6 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from serving.command import UserError
+from trainer.distributed.jobs import named
 from trainer.workdir import hold
 
 
@@ -48,10 +49,8 @@ def _require_shared(folder: Path) -> None:
         mark.unlink(missing_ok=True)
     blind = np.flatnonzero(~seen.reshape(-1)).tolist()
     if blind:
-        names = ", ".join(map(str, blind[:20]))
         raise UserError(
-            f"{folder} of process 0 is not that of {'process' if len(blind) == 1 else 'processes'} {names}; give a folder that "
-            "all hosts share"
+            f"{folder} of process 0 is not that of {named(blind)}; give a folder that all hosts share"
         )
 
 

@@ -5,7 +5,7 @@ import importlib.util
 import os
 import re
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from serving.command import UserError
@@ -18,6 +18,7 @@ COORDINATOR, NUM_PROCESSES, PROCESS_ID = (
 PORT, OWN_PORT = 8476, "VITFORGE_PORT"  # of the coordinator, where no launcher chose one
 PORT_HELD = "VITFORGE_PORT_HELD"  # set by a launcher that keeps the port bound, and does not listen
 _POD_INDEX = "JOB_COMPLETION_INDEX"  # Kubernetes sets it in every pod of an indexed Job
+_FEW = 20  # processes in a message
 _METADATA = "http://{host}/computeMetadata/v1/instance/attributes/{key}"
 
 Attribute = Callable[[str], str]
@@ -35,6 +36,13 @@ class Job:
     index: int
     name: str = ""
     port_is_held: bool = False
+
+
+def named(processes: Sequence[int]) -> str:
+    """Process 3, or processes 1, 4, 5 and 12 more, in a message."""
+    first = ", ".join(map(str, processes[:_FEW]))
+    more = f" and {len(processes) - _FEW} more" if len(processes) > _FEW else ""
+    return f"process{'' if len(processes) == 1 else 'es'} {first}{more}"
 
 
 def job_of(environment: Mapping[str, str], attribute: Attribute | None = None) -> Job | None:

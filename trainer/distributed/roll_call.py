@@ -9,7 +9,7 @@ import socket
 import time
 from typing import Any
 
-from trainer.distributed.jobs import Job
+from trainer.distributed.jobs import Job, named
 
 _RETRY_S = 0.2
 _LISTENS_S = 5.0  # to one that has called
@@ -51,7 +51,11 @@ def _receive(job: Job, deadline_s: float, timeout_s: float) -> None:
             else:
                 calls[number] = call
         missing = sorted(set(range(1, count)) - calls.keys())
-        problem = _missing(missing, count, timeout_s) if missing else ""
+        problem = (
+            f"{named(missing)} of {count} did not come within {timeout_s:g} s; see what their logs say"
+            if missing
+            else ""
+        )
         for call in calls.values():
             with call:
                 call.sendall(json.dumps({"problem": problem}).encode() + b"\n")
@@ -95,11 +99,3 @@ def _report(job: Job, deadline_s: float, timeout_s: float) -> None:
         if answer["problem"]:
             raise MissingError(answer["problem"])
         return
-
-
-def _missing(missing: list[int], count: int, timeout_s: float) -> str:
-    names = ", ".join(map(str, missing[:20])) + (
-        f" and {len(missing) - 20} more" if len(missing) > 20 else ""
-    )
-    which = "process" if len(missing) == 1 else "processes"
-    return f"{which} {names} of {count} did not come within {timeout_s:g} s; see what their logs say"

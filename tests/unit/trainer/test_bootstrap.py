@@ -199,7 +199,8 @@ def test_calls_of_strangers_are_not_counted(address: str) -> None:
     assert heard == {0: ""}
 
 
-def test_a_command_that_waits_in_vain_ends_with_the_name_of_who_is_missing(address: str) -> None:
+def first_of_two(address: str) -> tuple[int, str]:
+    """Exit code and last line of a training that is process 0 of 2 at `address`, and waits a second for the other."""
     environment = {
         **os.environ,
         "VITFORGE_COORDINATOR": address,
@@ -210,25 +211,20 @@ def test_a_command_that_waits_in_vain_ends_with_the_name_of_who_is_missing(addre
     }
     command = [sys.executable, "-m", "trainer.main", "--config=configs/digits.py", "--workdir=runs/never"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == ExitCode.LOST_PEER
-    assert done.stderr.splitlines()[-1] == (
-        "error: process 0 of 2: process 1 of 2 did not come within 1 s; see what their logs say"
+    return done.returncode, done.stderr.splitlines()[-1]
+
+
+def test_a_command_that_waits_in_vain_ends_with_the_name_of_who_is_missing(address: str) -> None:
+    assert first_of_two(address) == (
+        ExitCode.LOST_PEER,
+        "error: process 0 of 2: process 1 of 2 did not come within 1 s; see what their logs say",
     )
 
 
 def test_a_port_that_another_job_listens_at_is_said_at_once() -> None:
     with socket.create_server(("", 0)) as other:
-        port = other.getsockname()[1]
-        environment = {
-            **os.environ,
-            "VITFORGE_COORDINATOR": f"localhost:{port}",
-            "VITFORGE_NUM_PROCESSES": "2",
-            "VITFORGE_PROCESS_ID": "0",
-            "PYTHONPATH": str(ROOT),
-        }
-        command = [sys.executable, "-m", "trainer.main", "--config=configs/digits.py", "--workdir=runs/never"]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == ExitCode.LOST_PEER
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith(f"error: process 0 of 2 cannot listen at localhost:{port} ")
+        address = f"localhost:{other.getsockname()[1]}"
+        code, last = first_of_two(address)
+    assert code == ExitCode.LOST_PEER
+    assert last.startswith(f"error: process 0 of 2 cannot listen at {address} ")
     assert last.endswith("if another job does, give this one another port with VITFORGE_PORT")
