@@ -1,6 +1,8 @@
 """What to do when a step does not fit into memory, in one line."""
 
+import contextlib
 import math
+from collections.abc import Callable, Iterator
 
 import jax
 from jax.sharding import Mesh
@@ -9,6 +11,18 @@ from serving.command import UserError
 from trainer.config import Experiment
 
 _TOO_LARGE = "RESOURCE_EXHAUSTED"
+
+
+@contextlib.contextmanager
+def explained(refusal: Callable[[jax.errors.JaxRuntimeError], UserError | None]) -> Iterator[None]:
+    """Around what may not fit: its failure becomes what `refusal` makes of it, if that knows it."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        known = refusal(error)
+        if known is None:
+            raise
+        raise known from error
 
 
 def refusal(error: jax.errors.JaxRuntimeError, experiment: Experiment, mesh: Mesh) -> UserError | None:

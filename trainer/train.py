@@ -3,6 +3,7 @@
 Order of a step: take the batch, step, log, evaluate, save, listen for preemption.
 """
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Iterator, Mapping
@@ -110,11 +111,12 @@ class _Run:
         self._scores: dict[int, dict[str, float]] = {}  # of validation, by step
         self._saved = self._checkpoints.latest_step()
         try:
-            with self._rates.spending("start"), ending_without_peers():
+            with (
+                self._rates.spending("start"),
+                ending_without_peers(),
+                memory.explained(partial(memory.refusal_of_state, mesh=mesh)),
+            ):
                 self._build()
-        except jax.errors.JaxRuntimeError as error:
-            self._checkpoints.close()
-            raise memory.refusal_of_state(error, mesh) or error from error
         except BaseException:
             self._checkpoints.close()
             raise
@@ -158,10 +160,8 @@ class _Run:
             return None
         spec = parts.card.preprocess
         alive = partial(self._watchdog.at, "asking the teacher", 0)
-        try:
+        with self._explained_evaluation():
             return stored_answers(self._experiment, teacher, parts.dataset, spec, self._mesh, alive)
-        except jax.errors.JaxRuntimeError as error:
-            raise memory.refusal_of_evaluation(error, self._experiment) or error from error
 
     def _first_state(self, fresh: TrainState) -> TrainState:
         if self._saved is None:
@@ -245,10 +245,9 @@ class _Run:
 
     def _first_step(self, batch: Batch) -> Mapping[str, jax.Array]:
         """Compiles and steps, to the end: here it shows whether memory is enough."""
-        try:
+        refusal = partial(memory.refusal, experiment=self._experiment, mesh=self._mesh)
+        with memory.explained(refusal):
             return jax.block_until_ready(self._step(batch))
-        except jax.errors.JaxRuntimeError as error:
-            raise memory.refusal(error, self._experiment, self._mesh) or error from error
 
     def _step(self, batch: Batch) -> Mapping[str, jax.Array]:
         teacher = self._teacher.params if self._teacher else None
@@ -304,16 +303,16 @@ class _Run:
         experiment, spec = self._experiment, self._parts.card.preprocess
         source, params = self._parts.dataset.validation, self._state.evaluated
         self._watchdog.at("evaluating", number)
-        try:
-            with self._rates.spending("evaluate"):
-                score = evaluate(
-                    self._eval_step, params, source, spec, experiment.batch_eval, self._mesh, after_a_batch
-                )
-        except jax.errors.JaxRuntimeError as error:
-            raise memory.refusal_of_evaluation(error, experiment) or error from error
+        with self._rates.spending("evaluate"), self._explained_evaluation():
+            score = evaluate(
+                self._eval_step, params, source, spec, experiment.batch_eval, self._mesh, after_a_batch
+            )
         self._scores[number] = score
         self._metrics.flush()
         self._metrics.write(number, {f"validation_{name}": value for name, value in score.items()})
+
+    def _explained_evaluation(self) -> contextlib.AbstractContextManager[None]:
+        return memory.explained(partial(memory.refusal_of_evaluation, experiment=self._experiment))
 
     def _note(self) -> str:
         latest = self._metrics.latest
