@@ -18,12 +18,13 @@ from trainer import description, memory, optim, step
 from trainer.cached_logits import CachedLogits
 from trainer.checkpoint import Card, TrainCheckpoints
 from trainer.config import Experiment
+from trainer.config.fitting import require_fit
 from trainer.data.global_batch import input_share, to_global
 from trainer.data.pipeline import train_batches
 from trainer.distributed import rules
 from trainer.distributed.agreement import require_same
 from trainer.distributed.holding import hold_for_all
-from trainer.distributed.mesh import check_batch, make_mesh
+from trainer.distributed.mesh import make_mesh
 from trainer.distributed.peers import ending_without_peers
 from trainer.evaluation import evaluate
 from trainer.metrics import MetricsWriter
@@ -77,10 +78,8 @@ def _require_agreement(parts: Parts) -> None:
 
 def mesh_of(experiment: Experiment) -> Mesh:
     """The mesh that `experiment` asks for; refuses devices that do not fit it, and batches that they do not divide."""
-    mesh = make_mesh(experiment.mesh)
-    check_batch(mesh, experiment.batch, "batch", experiment.accum_steps)
-    check_batch(mesh, experiment.batch_eval, "batch_eval")
-    return mesh
+    require_fit(experiment, jax.device_count())
+    return make_mesh(experiment.mesh)
 
 
 def _keep_compiled(folder: str) -> None:

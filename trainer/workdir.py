@@ -32,11 +32,11 @@ def steps(path: Path) -> list[int]:
 
 
 @contextlib.contextmanager
-def hold(workdir: Path, doing: str) -> Iterator[None]:
+def hold(workdir: Path, doing: str, instead: str = "give another --workdir") -> Iterator[None]:
     """Keeps `workdir`, which is there, for this process; `doing` is what others are told ("training").
 
     Raises:
-      UserError: naming who holds it.
+      UserError: naming who holds it, and what to do `instead` of waiting.
     """
     with (workdir / _NAME).open("a+") as file:
         try:
@@ -44,12 +44,24 @@ def hold(workdir: Path, doing: str) -> Iterator[None]:
         except BlockingIOError as error:
             file.seek(0)
             holder = file.read().strip() or "another process is at work"
-            raise UserError(f"{holder} in {workdir}; wait for it or give another --workdir") from error
+            raise UserError(f"{holder} in {workdir}; wait for it or {instead}") from error
         _say(file.fileno(), f"another process (pid {os.getpid()} on {socket.gethostname()}) is {doing}\n")
         try:
             yield
         finally:
             _say(file.fileno(), "")  # a killed holder leaves its line; nobody reads it without a holder
+
+
+def is_held(workdir: Path) -> bool:
+    """Whether some process holds `workdir`."""
+    try:
+        with (workdir / _NAME).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 @contextlib.contextmanager

@@ -1,39 +1,28 @@
-"""Back ends of the launcher by the name that its user types; `tools.launch` asks here and knows none of them.
-
-A back end takes a whole job and answers with one exit code of the table in `serving.command`. Whether the job starts again is not
-its business (`restarts`).
-"""
-
-from collections.abc import Callable
-from typing import Protocol
+"""Back ends of the launcher by the name that its user types; `tools.launch` asks here and knows none of them."""
 
 from serving.command import UserError
-from tools.launchers.job import Job
+from tools.launchers.jobset import JobSetLauncher
+from tools.launchers.launcher import Launcher
 from tools.launchers.local import LocalLauncher
-from tools.launchers.restarts import Ended
+from tools.launchers.slurm import SlurmLauncher
+from tools.launchers.ssh import SshLauncher
+from tools.launchers.tpu_vm import TpuVmLauncher
+
+LAUNCHERS: dict[str, type[Launcher]] = {
+    "local": LocalLauncher,
+    "ssh": SshLauncher,
+    "slurm": SlurmLauncher,
+    "tpu_vm": TpuVmLauncher,
+    "jobset": JobSetLauncher,
+}
 
 
-class Launcher(Protocol):
-    """Starts the processes of a job somewhere."""
-
-    def describe(self, job: Job) -> list[str]:
-        """What would run, one line per process; starts nothing."""
-
-    def run(self, job: Job) -> Ended:
-        """Runs the job to its end, once."""
-
-
-LAUNCHERS: dict[str, Callable[[], Launcher]] = {"local": LocalLauncher}
-PLANNED = ("ssh", "slurm", "jobset", "tpu_vm")
-
-
-def launcher_named(name: str) -> Launcher:
-    """The back end called `name`.
+def require_backend(name: str) -> str:
+    """`name`, when there is a back end called so.
 
     Raises:
       UserError: when there is none.
     """
-    if name in LAUNCHERS:
-        return LAUNCHERS[name]()
-    known = f"there is {', '.join(LAUNCHERS)} now, and {', '.join(PLANNED)} are planned"
-    raise UserError(f"--backend={name}: no such back end; {known}")
+    if name not in LAUNCHERS:
+        raise UserError(f"--backend={name}: no such back end; there are {', '.join(LAUNCHERS)}")
+    return name

@@ -12,15 +12,17 @@ from tools.launchers.job import RUNTIME_DEATHS
 
 NOT_COUNTED = frozenset({ExitCode.PREEMPTED})
 COUNTED = frozenset({ExitCode.STALLED, ExitCode.LOST_PEER}) | RUNTIME_DEATHS
+WITHOUT_PROGRESS = 3  # starts in a row that get no further end a job
 _LONGEST_WAIT_S = 60.0
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How one attempt ended; `final`: somebody asked the launcher to stop, or its time was over."""
+    """How one attempt ended, and why; `final`: somebody asked the launcher to stop, or its time was over."""
 
     code: int
     final: bool = False
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Restarts:
     """How often a job may start again (0: never), how many starts in a row may get no further, and the first, doubling wait."""
 
     most: int
-    without_progress: int = 3
+    without_progress: int = WITHOUT_PROGRESS
     first_wait_s: float = 1.0
 
 

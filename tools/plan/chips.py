@@ -1,6 +1,7 @@
 """What the TPU chips can do, by the name of their topology; from Google Cloud's pages "TPU v4", "v5e", "v5p" and "v6e"."""
 
 import dataclasses
+import math
 import re
 
 from serving.command import UserError
@@ -19,6 +20,7 @@ class Chip:
     cores_as: str = (
         ""  # libtpu's word for both cores of a chip as one device, where it does not do so by itself
     )
+    largest_host: int = 4  # chips of a host of its own; hosts of larger slices have four each
 
 
 _GIB = 2**30
@@ -26,11 +28,12 @@ CHIPS = {
     chip.name: chip
     for chip in (
         Chip("v4", 275e12, 32 * _GIB, 1228e9, 300e9, 3, "megacore"),
-        Chip("v5e", 197e12, 16 * _GIB, 819e9, 200e9, 2),
+        Chip("v5e", 197e12, 16 * _GIB, 819e9, 200e9, 2, largest_host=8),
         Chip("v5p", 459e12, 95 * _GIB, 2765e9, 600e9, 3),
-        Chip("v6e", 918e12, 32 * _GIB, 1640e9, 448e9, 2),
+        Chip("v6e", 918e12, 32 * _GIB, 1640e9, 448e9, 2, largest_host=8),
     )
 }
+_CHIPS_OF_A_HOST = 4
 _LIBTPU = {"v5p": "v5"}  # libtpu's name, where it is another
 
 
@@ -46,7 +49,27 @@ class Topology:
     def name(self) -> str:
         """As libtpu knows it, such as v5:2x2x2."""
         kind = _LIBTPU.get(self.chip.name, self.chip.name)
-        return f"{kind}:{'x'.join(map(str, self.shape))}"
+        return f"{kind}:{self.grid}"
+
+    @property
+    def grid(self) -> str:
+        """The shape as Google Cloud writes it, such as 2x2x2."""
+        return "x".join(map(str, self.shape))
+
+    @property
+    def chips(self) -> int:
+        """Of one slice."""
+        return math.prod(self.shape)
+
+    @property
+    def chips_per_host(self) -> int:
+        """A small slice is one host with all its chips."""
+        return self.chips if self.chips <= self.chip.largest_host else _CHIPS_OF_A_HOST
+
+    @property
+    def hosts(self) -> int:
+        """Of one slice."""
+        return self.chips // self.chips_per_host
 
 
 def topology(text: str, slices: int) -> Topology:
@@ -63,6 +86,10 @@ def topology(text: str, slices: int) -> Topology:
     if len(sizes) != chip.dimensions or min(sizes) < 1:
         example = "4x4" if chip.dimensions == 2 else "2x2x4"
         raise UserError(f"--topology={text}: {kind} has {chip.dimensions} dimensions, as in {kind}:{example}")
+    if math.prod(sizes) > chip.largest_host and math.prod(sizes) % _CHIPS_OF_A_HOST:
+        raise UserError(
+            f"--topology={text}: a slice of several hosts has a multiple of {_CHIPS_OF_A_HOST} chips"
+        )
     if slices < 1:
         raise UserError(f"--slices={slices} must be at least 1")
     return Topology(chip, sizes, slices)

@@ -14,6 +14,7 @@ from tools.plan.collectives import Total, collectives
 from tools.plan.described import Described
 from trainer import optim
 from trainer.classifying import Classifying
+from trainer.config.fitting import check_batch, sizes_on
 from trainer.distributed import mesh as meshes
 from trainer.distributed import rules
 from trainer.models.build import param_shapes
@@ -45,9 +46,9 @@ class DoesNotFitError(Exception):
 def mesh_on(plan: Described, devices: Sequence[jax.Device], slices: int) -> Mesh:
     """The mesh that the configuration asks for, on these devices."""
     shape = dataclasses.replace(plan.experiment.mesh, slices=slices)
-    mesh = meshes.make_mesh(shape, devices)
-    meshes.check_batch(mesh, plan.experiment.batch, "batch", plan.experiment.accum_steps)
-    return mesh
+    data, fsdp, _ = sizes_on(shape, len(devices))
+    check_batch(data * fsdp * slices, plan.experiment.batch, "batch", plan.experiment.accum_steps)
+    return meshes.make_mesh(shape, devices)
 
 
 def compiled(plan: Described, mesh: Mesh) -> Compiled:

@@ -16,6 +16,7 @@ COORDINATOR, NUM_PROCESSES, PROCESS_ID = (
     "VITFORGE_PROCESS_ID",
 )
 PORT, OWN_PORT = 8476, "VITFORGE_PORT"  # of the coordinator, where no launcher chose one
+NUM_SLICES, SLICE = "VITFORGE_NUM_SLICES", "VITFORGE_SLICE"  # of a job whose slices are Kubernetes Jobs
 PORT_HELD = "VITFORGE_PORT_HELD"  # set by a launcher that keeps the port bound, and does not listen
 _POD_INDEX = "JOB_COMPLETION_INDEX"  # Kubernetes sets it in every pod of an indexed Job
 _FEW = 20  # processes in a message
@@ -57,7 +58,7 @@ def job_of(environment: Mapping[str, str], attribute: Attribute | None = None) -
 
 
 def _own(environment: Mapping[str, str]) -> Job | None:
-    """As our launcher says; the pods of a Kubernetes Job share their variables, and are told apart by their completion index."""
+    """As our launcher says; pods of Kubernetes Jobs share their variables, and are told apart by completion index and slice."""
     names = (COORDINATOR, NUM_PROCESSES, PROCESS_ID)
     present = [name for name in names if name in environment]
     if not present:
@@ -69,6 +70,8 @@ def _own(environment: Mapping[str, str]) -> Job | None:
             f"Kubernetes' {_POD_INDEX})"
         )
     count, number = _whole(environment, NUM_PROCESSES), _whole(environment, index)
+    if index == _POD_INDEX and SLICE in environment:
+        number += _whole(environment, SLICE) * (count // _whole(environment, NUM_SLICES))
     if not re.fullmatch(r".+:\d+", environment[COORDINATOR]):
         raise UserError(
             f"{COORDINATOR}={environment[COORDINATOR]!r} must be HOST:PORT, such as host-0:{PORT}"

@@ -10,6 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from serving.command import UserError
 from trainer.config import MeshShape
+from trainer.config.fitting import sizes_on
 
 AXES = ("data", "fsdp", "model")
 
@@ -24,18 +25,8 @@ def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> 
       UserError: when the axes do not multiply to the number of devices, or the devices are not in so many slices.
     """
     devices = jax.devices() if devices is None else devices
-    count, slices = len(devices), shape.slices
-    rest = count // (slices * shape.fsdp * shape.model)
-    data = rest if shape.data == -1 else shape.data
-    if data * slices * shape.fsdp * shape.model != count:
-        asked = f"data={shape.data} fsdp={shape.fsdp} model={shape.model}" + (
-            f" slices={slices}" if slices > 1 else ""
-        )
-        raise UserError(
-            f"mesh {asked} does not fit {count} devices; "
-            "their product must equal the number of devices (data=-1 takes the rest)"
-        )
-    within, types = (data, shape.fsdp, shape.model), (AxisType.Auto,) * len(AXES)
+    slices = shape.slices
+    within, types = sizes_on(shape, len(devices)), (AxisType.Auto,) * len(AXES)
     if slices == 1:
         return Mesh(_in_a_slice(within, devices), AXES, axis_types=types)
     return Mesh(_over_slices(within, slices, devices), AXES, axis_types=types)
@@ -94,18 +85,3 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same value on every device."""
     return NamedSharding(mesh, PartitionSpec())
-
-
-def check_batch(mesh: Mesh, batch: int, name: str, parts: int = 1) -> None:
-    """Refuses a batch that the data and fsdp axes cannot share equally, each share in `parts` equal parts.
-
-    Raises:
-      UserError: naming the nearest batch sizes that fit.
-    """
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    least = shards * parts
-    if batch % least:
-        lower = batch // least * least
-        fits = f"{lower} or {lower + least}" if lower else f"{least}"
-        over = f"{shards} data shards" + (f" in accum_steps={parts} parts each" if parts > 1 else "")
-        raise UserError(f"{name}={batch} cannot be cut over {over}; use a multiple, such as {fits}")

@@ -25,8 +25,8 @@ def test_a_dry_run_prints_one_quoted_line_per_process_and_starts_nothing() -> No
     ended = launch(
         "run", "--processes=2", "--devices_per_process=4", "--dry_run", "--", "python", "-c", "exit('$(x) y')"
     )
-    lines = ended.stdout.splitlines()
-    assert ended.returncode == 0
+    head, *lines = ended.stdout.splitlines()
+    assert (ended.returncode, head) == (0, "# processes.sh")
     assert [f"VITFORGE_PROCESS_ID={index}" in line for index, line in enumerate(lines)] == [True, True]
     assert all("JAX_NUM_CPU_DEVICES=4" in line and "'exit('\"'\"'$(x) y'\"'\"')'" in line for line in lines)
 
@@ -48,7 +48,7 @@ def test_variables_given_on_the_command_line_reach_the_processes() -> None:
     [
         (
             ["run", "--backend=cloud", *ECHO],
-            "--backend=cloud: no such back end; there is local now, and ssh, slurm, jobset, tpu_vm",
+            "--backend=cloud: no such back end; there are local, ssh, slurm, tpu_vm, jobset",
         ),
         (["run", "--processes=0", *ECHO], "--processes=0: at least 1"),
         (["run", "--devices_per_process=-1", *ECHO], "--devices_per_process=-1: at least 1"),
@@ -64,8 +64,10 @@ def test_variables_given_on_the_command_line_reach_the_processes() -> None:
             "unexpected argument 'python': put -- before the command to run",
         ),
         (["run", "--", "no-such-program"], "'no-such-program' is no program"),
-        (["run", "--logs=/dev/null/logs", *ECHO], "--logs=/dev/null/logs: Not a directory"),
-        (["logs"], "the verb 'logs' is planned"),
+        (
+            ["run", "--name=x", "--records=/dev/null/x", *ECHO],
+            "/dev/null/x/x: Not a directory; give --records",
+        ),
         (["walk"], "no such verb: 'walk'"),
         ([], "say what to do"),
     ],
@@ -79,9 +81,11 @@ def test_bad_input_is_refused_in_one_line(arguments: list[str], message: str) ->
     assert ended.stderr.count("\n") == 1
 
 
-def test_help_names_what_is_there_and_what_is_planned() -> None:
+def test_help_names_the_verbs_and_the_flags_of_every_back_end() -> None:
     ended = launch("--help")
     assert ended.returncode == 0
-    assert "--devices_per_process" in ended.stdout
-    assert "Planned: render, status, logs, stop, doctor." in ended.stdout
+    for verb in ("run", "render", "status", "logs", "stop", "doctor"):
+        assert f"\n  {verb} " in ended.stdout
+    assert "--hosts: (ssh) names for ssh" in ended.stdout
+    assert "--spot: (tpu_vm, jobset) spot capacity" in ended.stdout
     assert "may be given again.\n" in ended.stdout

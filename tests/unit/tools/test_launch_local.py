@@ -1,5 +1,6 @@
 """The local back end with real processes: small children that block until they are told, never by time."""
 
+import contextlib
 import io
 import json
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from serving.command import ExitCode
-from tools.launchers import local
+from tools.launchers import gang
 from tools.launchers.job import Job
 from tools.launchers.local import LocalLauncher
 
@@ -22,12 +23,19 @@ INDEX = "import os, signal, sys\nindex = os.environ['VITFORGE_PROCESS_ID']\n"
 WAIT = "signal.pause()\n"
 
 
-def run(script: str, **job: object) -> tuple[int, str, str]:
+def attempt(job: Job, log: io.StringIO, logs: Path | None = None) -> tuple[int, str]:
+    """Exit code and stdout of a job."""
+    output, launcher = io.StringIO(), LocalLauncher()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(log):
+        return launcher.attempt(launcher.placed(job), logs).code, output.getvalue()
+
+
+def run(script: str, logs: Path | None = None, **job: object) -> tuple[int, str, str]:
     """Exit code, stdout and log of a job of `python -c script`."""
-    output, log = io.StringIO(), io.StringIO()
+    log = io.StringIO()
     settings: dict[str, object] = {"processes": 2, "timeout_s": 60.0, "grace_s": 20.0} | job
-    code = LocalLauncher(output, log).run(Job(("python", "-c", INDEX + script), **settings)).code  # type: ignore[arg-type]
-    return code, output.getvalue(), log.getvalue()
+    code, output = attempt(Job(("python", "-c", INDEX + script), **settings), log, logs)  # type: ignore[arg-type]
+    return code, output, log.getvalue()
 
 
 def test_every_line_is_headed_by_the_number_of_its_process() -> None:
@@ -67,7 +75,7 @@ def test_progress_and_result_are_shown_of_process_0_alone_and_kept_of_all(tmp_pa
         "print('[Gloo] Rank 1 has lost a peer')\n"
         "print('{\"process\": %s}' % index)"
     )
-    _, output, log = run(script, env={"PYTHONPATH": str(ROOT)}, logs_dir=tmp_path)
+    _, output, log = run(script, logs=tmp_path, env={"PYTHONPATH": str(ROOT)})
     assert output == '{"process": 0}\n'
     shown = [line for line in log.splitlines() if not line.startswith("[launch]")]
     assert sorted(line for line in shown if line.startswith("[1]")) == ["[1] [Gloo] Rank 1 has lost a peer"]
@@ -141,7 +149,7 @@ def test_a_process_that_saved_and_left_does_not_hurry_the_others(tmp_path: Path)
     os.mkfifo(pipe)
     log = _Answers(pipe, ("[launch] process 1 ended", "[0] still here"))
     job = Job(("python", "-c", INDEX + script, str(pipe)), processes=2, timeout_s=60.0)
-    assert LocalLauncher(io.StringIO(), log).run(job).code == ExitCode.PREEMPTED
+    assert attempt(job, log)[0] == ExitCode.PREEMPTED
     assert "[launch] process 0 ended with exit code 42" in log.getvalue()
 
 
@@ -161,7 +169,7 @@ def test_what_a_process_left_running_does_not_keep_the_job_open() -> None:
 
 def test_each_process_has_a_log_file_and_an_earlier_run_is_not_lost(tmp_path: Path) -> None:
     for word in ("first", "second"):
-        run(f"print('{word}', index)", logs_dir=tmp_path / "logs")
+        run(f"print('{word}', index)", logs=tmp_path / "logs")
     assert (tmp_path / "logs" / "process_1.log").read_text() == "first 1\nsecond 1\n"
     assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["process_0.log", "process_1.log"]
 
@@ -219,7 +227,7 @@ def test_the_processes_of_a_launcher_that_is_killed_are_asked_to_end_and_then_ki
 
 def test_a_job_does_not_depend_on_its_guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "gone.py").write_text("")
-    monkeypatch.setattr(local, "_GUARD", tmp_path / "gone.py")
+    monkeypatch.setattr(gang, "_GUARD", tmp_path / "gone.py")
     if not Path("/proc/self/task").is_dir():
         pytest.skip("no /proc here to see the guard's end in")
     # The only process waits until it is the only child that lives: the dead have no command line.
