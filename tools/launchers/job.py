@@ -101,7 +101,7 @@ class Job:
         return {
             "PYTHONUNBUFFERED": "1",
             **({"VITFORGE_PROGRESS": "off"} if index else {}),  # one bar speaks for all
-            **({"JAX_NUM_CPU_DEVICES": str(devices)} if devices else {}),
+            **({"JAX_NUM_CPU_DEVICES": str(devices)} if devices and not self.topology else {}),
             **self.env,
             jobs.COORDINATOR: coordinator,
             jobs.NUM_PROCESSES: str(self.count),

@@ -1,9 +1,9 @@
 """Kubernetes: a JobSet, which Kueue may queue, one Job for each TPU slice and one pod for each host.
 
 The exit-code table stands in the manifest: a pod that was preempted (42), or whose node went, restarts the set without being
-counted; bad input and bugs end it; every other death is a counted restart. JobSet makes the headless service by whose names the
-pods meet, and a ConfigMap carries the recipe, so that what runs is the file that its user sees. Manifests are JSON, which kubectl
-reads like YAML.
+counted; other deaths of the table are counted restarts; bad input and bugs end it. JobSet makes the headless service by whose
+names the pods meet, and a ConfigMap carries the recipe, so that what runs is the file that its user sees. Manifests are JSON,
+which kubectl reads like YAML.
 """
 
 import dataclasses
@@ -33,7 +33,6 @@ _ACCELERATORS = {
     "v5p": "tpu-v5p-slice",
     "v6e": "tpu-v6e-slice",
 }
-_RETRIED = sorted({*map(int, COUNTED), 127, *range(129, 160)})  # with every other death by a signal
 _FAILED = "matching FailJob rule at index [01]$"
 _LONGEST = 63  # of a name in Kubernetes
 _RANDOM = "-abcde"  # appended to a pod's name
@@ -341,10 +340,11 @@ def _pod_rules() -> list[dict[str, Any]]:
         return {"containerName": _CONTAINER, "operator": operator, "values": sorted(values)}
 
     preempted = sorted(map(int, NOT_COUNTED))
+    again = [*preempted, *map(int, COUNTED)]
     return [
         {"action": "FailJob", "onExitCodes": codes("In", preempted)},
         {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-        {"action": "FailJob", "onExitCodes": codes("NotIn", [*preempted, *_RETRIED])},
+        {"action": "FailJob", "onExitCodes": codes("NotIn", again)},
     ]
 
 

@@ -138,8 +138,8 @@ def recorded(records: Path, name: str) -> Record:
     if name and record.exists():
         return record
     known = ", ".join(one.name for one in all_records(records)) or "none"
-    problem = f"no job {name!r} in {records}" if name else f"say which job with --name; in {records}"
-    raise UserError(f"{problem} there is {known}")
+    problem = f"no job {name!r} in {records}" if name else f"say with --name which job in {records}"
+    raise UserError(f"{problem}; there is: {known}")
 
 
 def all_records(records: Path) -> list[Record]:

@@ -1,0 +1,1 @@
+sbatch --parsable --export=ALL,VITFORGE_RECORDS="$PWD" job.sbatch

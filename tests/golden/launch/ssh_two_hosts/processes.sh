@@ -1,0 +1,2 @@
+ssh -T -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=5 -o ServerAliveCountMax=3 one '/opt/vitforge/bin/python vitforge/ti/tools/launchers/attended.py' < process_0.json  # and signs of life
+ssh -T -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=5 -o ServerAliveCountMax=3 me@two '/opt/vitforge/bin/python vitforge/ti/tools/launchers/attended.py' < process_1.json  # and signs of life

@@ -1,0 +1,4 @@
+gcloud compute tpus tpu-vm ssh ti-0 --project=lab --zone=us-central2-b --worker=0 --quiet '--command=vitforge/ti/.venv/bin/python vitforge/ti/tools/launchers/attended.py' < process_0.json  # and signs of life
+gcloud compute tpus tpu-vm ssh ti-0 --project=lab --zone=us-central2-b --worker=1 --quiet '--command=vitforge/ti/.venv/bin/python vitforge/ti/tools/launchers/attended.py' < process_1.json  # and signs of life
+gcloud compute tpus tpu-vm ssh ti-1 --project=lab --zone=us-central2-b --worker=0 --quiet '--command=vitforge/ti/.venv/bin/python vitforge/ti/tools/launchers/attended.py' < process_2.json  # and signs of life
+gcloud compute tpus tpu-vm ssh ti-1 --project=lab --zone=us-central2-b --worker=1 --quiet '--command=vitforge/ti/.venv/bin/python vitforge/ti/tools/launchers/attended.py' < process_3.json  # and signs of life
