@@ -155,7 +155,8 @@ def _run_recorded(launcher: Launcher, jobs: Sequence[Job], asked: _Asked) -> int
                 break
         if asked.sweep:
             parent.note(state="ended", code=worst)
-            inspecting.show_sweep(parent, jobs)
+            rows = inspecting.show_sweep(parent, jobs)
+            print(command.json_text({"name": parent.name, "jobs": rows}), flush=True)
     return worst
 
 
