@@ -31,14 +31,17 @@ from pathlib import Path
 from absl import flags
 
 from serving import command
-from serving.command import UserError
+from serving.command import ExitCode, UserError
 from tools import launchers
 from tools.launchers import description, fits, inspecting, options, planned, sweep
 from tools.launchers.job import Job
-from tools.launchers.launcher import Launcher, Submitting
-from tools.launchers.records import Record, recorded, write_files
+from tools.launchers.launcher import Attending, Launcher, Submitting
+from tools.launchers.records import Record, described, recorded, write_files
+from tools.launchers.restarts import Ended
 from tools.launchers.running import say, to_the_end
 
+_OF_VERBS, _SWITCHES_OF_VERBS = ("output", "records", "process"), ("dry_run", "plan", "follow", "wait")
+_ATTEND_S = 60.0  # for the record of a job to be free, which its submission, or an allocation before, held
 _NOTHING = ("python3", "-c", "")  # that the doctor would run where no command is given
 
 
@@ -93,108 +96,139 @@ def main(argv: list[str]) -> dict[str, object] | None:
 
 def _with_file(own: list[str], behind: tuple[str, ...]) -> tuple[list[str], tuple[str, ...]]:
     """Puts what the file of --job says before what was typed."""
-    given = [word for word in own if word.startswith("--job=")]
-    if not given:
+    typed, files = _take(own, "--job")
+    if not files:
         return own, behind
-    words, described = description.of_file(Path(given[-1].partition("=")[2]))
-    typed = [word for word in own if not word.startswith("--job=")]
-    if "--sweep" in typed and "--sweep" in words:
-        words = words[: words.index("--sweep")]
-    return [*words, *typed], behind or described
+    words, described = description.of_file(Path(files[-1]))
+    rest, swept = sweep.split_sweep(words)
+    _, backends = _take([*words, *typed], "--backend")
+    rest = options.without_those_of_others(rest, launchers.LAUNCHERS, backends[-1] if backends else "local")
+    instead = [] if sweep.split_sweep(typed)[1] or not swept else ["--sweep", *swept]
+    return [*rest, *instead, *typed], behind or described
+
+
+def _take(words: Sequence[str], flag: str) -> tuple[list[str], list[str]]:
+    """(The other words, the values of `flag`), given as --flag=VALUE or --flag VALUE."""
+    rest, values, pending = [], [], list(words)
+    while pending:
+        word = pending.pop(0)
+        if word.startswith(f"{flag}="):
+            values.append(word.partition("=")[2])
+        elif word == flag and pending:
+            values.append(pending.pop(0))
+        else:
+            rest.append(word)
+    return rest, values
 
 
 def _run(asked: _Asked) -> dict[str, object] | None:
     launcher = asked.launcher()
     jobs = asked.jobs(launcher)
-    if asked.values["plan"].value:
-        planned.require_plan(jobs[0])
+    for job in jobs if asked.values["plan"].value else ():
+        planned.require_plan(job)
     if asked.values["dry_run"].value:
         _show(_rendered(launcher, jobs, asked))
         return None
     if isinstance(launcher, Submitting):
         return _submit(launcher, jobs, asked)
-    local_and_nameless = asked.values["backend"].value == "local" and not asked.name
-    code = (
-        _run_here(launcher, jobs[0], None)
-        if local_and_nameless and not asked.sweep
-        else _run_recorded(launcher, jobs, asked)
-    )
+    assert isinstance(launcher, Attending)
+    code = _run_sweep(launcher, jobs, asked) if asked.sweep else _run_job(launcher, jobs[0], asked)
     if code:
         # The launcher has said why; the code may be a runtime's death, which no error of ours stands for.
         raise SystemExit(code)
     return None
 
 
-def _run_here(launcher: Launcher, job: Job, record: Record | None) -> int:
-    return to_the_end(launcher, job, record).code  # type: ignore[arg-type]
+def _run_job(launcher: Attending, job: Job, asked: _Asked) -> int:
+    """Exit code of one job; on this machine it has a record when it was given a name."""
+    if asked.values["backend"].value == "local" and not asked.name:
+        return to_the_end(launcher, job, None).code
+    record = Record(asked.records / _require_name(asked))
+    _require_free(record, asked)
+    return _run_recorded(launcher, job, record, asked).code
 
 
-def _run_recorded(launcher: Launcher, jobs: Sequence[Job], asked: _Asked) -> int:
-    """One job after the other; the code of the first that failed."""
-    parent = Record(asked.records / _require_name(jobs, asked))
-    worst = 0
+def _run_sweep(launcher: Attending, jobs: Sequence[Job], asked: _Asked) -> int:
+    """One job after the other, but those that are done; the code of the first that failed."""
+    parent, failed = Record(asked.records / _require_name(asked)), 0
+    _require_free(parent, asked)
     with parent.held():
-        if asked.sweep:
-            _keep(parent, asked, asked.own, asked.behind)
-            parent.note(state="running", jobs=len(jobs))
-        for number, job in enumerate(jobs):
-            if asked.sweep:
-                say(f"job {number + 1} of {len(jobs)}: {job.name}")
-            record, ended = parent, None
-            if asked.sweep:
-                record = Record(asked.records / job.name)
-                if _is_done(record, job):
-                    say(f"{job.name} is done")
-                    continue
-                with record.held():
-                    ended = _run_one(launcher, job, record, asked)
-            else:
-                ended = _run_one(launcher, job, record, asked)
-            worst = worst or ended[0]
-            if ended[1]:
+        _keep(parent, asked, asked.own, asked.behind)
+        parent.note(state="running", jobs=len(jobs))
+        for number, job in enumerate(jobs, start=1):
+            record = Record(asked.records / job.name)
+            if _is_done(record, job):
+                say(f"{job.name} is done")
+                continue
+            say(f"job {number} of {len(jobs)}: {job.name}")
+            ended = _run_recorded(launcher, job, record, asked)
+            failed = failed or ended.code
+            if ended.final:
                 break
-        if asked.sweep:
-            parent.note(state="ended", code=worst)
-            rows = inspecting.show_sweep(parent, jobs)
-            print(command.json_text({"name": parent.name, "jobs": rows}), flush=True)
-    return worst
+        parent.note(state="ended", code=failed)
+        rows = inspecting.show_sweep(launcher, parent, jobs)
+        print(command.json_text({"name": parent.name, "jobs": rows}), flush=True)
+    return failed
 
 
-def _run_one(launcher: Launcher, job: Job, record: Record, asked: _Asked) -> tuple[int, bool]:
-    """(Exit code, whether somebody asked to stop) of a job with a record, which is held."""
-    _keep(record, asked, _flags_of(asked, job), job.command)
-    record.render(launcher.render(job))
-    ended = to_the_end(launcher, job, record)  # type: ignore[arg-type]
-    return ended.code, ended.final
+def _run_recorded(launcher: Attending, job: Job, record: Record, asked: _Asked) -> Ended:
+    with record.held():
+        _keep(record, asked, _flags_of(asked, job), job.command, _require_name(asked) if asked.sweep else "")
+        record.render(launcher.render(job))
+        return to_the_end(launcher, job, record)
 
 
 def _submit(launcher: Submitting, jobs: Sequence[Job], asked: _Asked) -> dict[str, object]:
-    name = _require_name(jobs, asked)
+    name = _require_name(asked)
     parent = Record(asked.records / name)
+    _require_free(parent, asked)
+    points = [Record(asked.records / job.name) for job in jobs] if asked.sweep else []
     with parent.held():
-        if parent.exists() and inspecting.state_of(launcher, parent).is_open:
-            raise UserError(f"a job {name} is there already; stop it, or give this one another --name")
         _keep(parent, asked, asked.own, asked.behind)
-        if asked.sweep:
-            for job in jobs:
-                _keep(Record(asked.records / job.name), asked, _flags_of(asked, job), job.command)
+        for point, job in zip(points, jobs):
+            _keep(point, asked, _flags_of(asked, job), job.command, name)
         rendered = parent.render(launcher.render_all(jobs, name))
-        handle = launcher.submit(jobs, name, rendered)
-        parent.note(state="submitted", handle=handle)
+    # Not held any more: the scheduler may start the job at once, whose script holds the record then.
+    handle = parent.handle = launcher.submit(jobs, name, rendered)
+    for number, point in enumerate(points):
+        point.handle = launcher.point(handle, number, point.name)
     say(f"handed over as {handle}; see it with: status --name={name}, logs --follow --name={name}")
     return {"name": name, "backend": asked.values["backend"].value, "handle": handle, "jobs": len(jobs)}
 
 
-def _keep(record: Record, asked: _Asked, own: Sequence[str], behind: tuple[str, ...]) -> None:
+def _require_free(record: Record, asked: _Asked) -> None:
+    """Refuses a name under which a job is that may still run, whatever its back end.
+
+    Raises:
+      UserError: naming it.
+    """
+    if not record.exists():
+        return
+    seen = _Seen.of(asked.records, record.name)
+    if isinstance(seen.launcher, Submitting) and record.handle and seen.state().is_open:
+        raise UserError(f"a job {record.name} is there already; stop it, or give this one another --name")
+
+
+def _keep(
+    record: Record, asked: _Asked, own: Sequence[str], behind: tuple[str, ...], sweep: str = ""
+) -> None:
     record.folder.mkdir(parents=True, exist_ok=True)
-    record.describe(own, behind)
-    record.begin(asked.values["backend"].value)
+    record.describe(_describing(own), behind)
+    record.begin(asked.values["backend"].value, sweep)
 
 
 def _flags_of(asked: _Asked, job: Job) -> list[str]:
     """The arguments that describe one job of a sweep."""
-    rest, _ = sweep.split_sweep(asked.own)
+    rest, _ = sweep.split_sweep(_describing(asked.own))
     return [*rest, f"--name={job.name}"]
+
+
+def _describing(own: Sequence[str]) -> list[str]:
+    """Of the launcher's own arguments those that say what the job is, not what is done with it now."""
+    rest = list(own)
+    for name in _OF_VERBS:
+        rest, _ = _take(rest, f"--{name}")
+    return [word for word in rest if word.removeprefix("--no").removeprefix("--") not in _SWITCHES_OF_VERBS]
 
 
 def _is_done(record: Record, job: Job) -> bool:
@@ -202,7 +236,7 @@ def _is_done(record: Record, job: Job) -> bool:
     return record.exists() and record.state().get("code") == 0 and record.described()[1] == job.command
 
 
-def _require_name(jobs: Sequence[Job], asked: _Asked) -> str:
+def _require_name(asked: _Asked) -> str:
     name = asked.name or description.job_of(asked.values, asked.behind).name
     if not name:
         raise UserError("give the job a --name, by which status, logs and stop know it")
@@ -212,15 +246,26 @@ def _require_name(jobs: Sequence[Job], asked: _Asked) -> str:
 def _attend(asked: _Asked) -> None:
     """What a batch script runs: the job of a record, where its scheduler has put it."""
     record = recorded(asked.records, asked.name)
-    kept, behind = record.described()
-    values = _flags()
-    command.parse_flags(values, kept)
-    again = _Asked(values, kept, behind, [])
+    again = _described(record)
     launcher = again.launcher()
-    with record.held():
-        code = _run_here(launcher, again.jobs(launcher)[0], record)
-    if code:
-        raise SystemExit(code)
+    assert isinstance(launcher, Attending)
+    with record.held(patience_s=_ATTEND_S):
+        ended = to_the_end(launcher, again.jobs(launcher)[0], record)
+    if ended.code:
+        raise SystemExit(ended.code)
+
+
+def _described(record: Record) -> _Asked:
+    """What was asked for when a job was recorded.
+
+    Raises:
+      UserError: when this version does not know it.
+    """
+    own, behind = record.described()
+    rest, words = sweep.split_sweep(own)
+    values = _flags()
+    command.parse_flags(values, rest)
+    return _Asked(values, own, behind, words)
 
 
 def _render(asked: _Asked) -> dict[str, object] | None:
@@ -236,10 +281,18 @@ def _render(asked: _Asked) -> dict[str, object] | None:
 
 def _rendered(launcher: Launcher, jobs: Sequence[Job], asked: _Asked) -> dict[str, str]:
     if isinstance(launcher, Submitting):
-        return launcher.render_all(jobs, _require_name(jobs, asked))
-    if len(jobs) == 1:
+        return {**launcher.render_all(jobs, _require_name(asked)), **_records(jobs, asked)}
+    if not asked.sweep:
         return launcher.render(jobs[0])
     return {f"{job.name}-{name}": text for job in jobs for name, text in launcher.render(job).items()}
+
+
+def _records(jobs: Sequence[Job], asked: _Asked) -> dict[str, str]:
+    """What a batch script finds its job by: the records that `run` would keep."""
+    if asked.values["backend"].value != "slurm":
+        return {}
+    kept = {job.name: described(_flags_of(asked, job), job.command) for job in jobs}
+    return {f"records/{name}/job.json": text for name, text in kept.items()}
 
 
 def _show(files: dict[str, str]) -> None:
@@ -253,50 +306,62 @@ def _doctor(asked: _Asked) -> dict[str, object]:
     return inspecting.report(launcher.doctor(job))
 
 
-def _look(asked: _Asked) -> tuple[Launcher, Record, list[Job]]:
-    """(Back end, record, jobs) of the job that is asked about, as it was described."""
-    record = recorded(asked.records, asked.name)
-    kept, behind = record.described()
-    rest, words = sweep.split_sweep(kept)
-    values = _flags()
-    command.parse_flags(values, rest)
-    again = _Asked(values, kept, behind, words)
-    launcher = again.launcher()
-    job = description.job_of(values, behind)
-    points = [point.job for point in sweep.points(job, words)] if words else [job]
-    return launcher, record, points
+@dataclasses.dataclass(frozen=True)
+class _Seen:
+    """A recorded job, or sweep, with its back end and its jobs, as it was asked for."""
+
+    launcher: Launcher
+    record: Record
+    jobs: list[Job]
+    is_sweep: bool
+
+    @classmethod
+    def of(cls, records: Path, name: str) -> "_Seen":
+        """The record called `name`.
+
+        Raises:
+          UserError: when there is none.
+        """
+        record = recorded(records, name)
+        asked = _described(record)
+        launcher = asked.launcher()
+        job = description.job_of(asked.values, asked.behind)
+        points = [point.job for point in sweep.points(job, asked.sweep)] if asked.sweep else [job]
+        return cls(launcher, record, [launcher.placed(point) for point in points], bool(asked.sweep))
+
+    def state(self) -> inspecting.State:
+        if self.is_sweep:
+            return inspecting.state_of_sweep(self.launcher, self.record, self.jobs)
+        return inspecting.state_of(self.launcher, self.record)
 
 
 def _status(asked: _Asked) -> dict[str, object]:
     if not asked.name:
-        return inspecting.all_jobs(asked.records, lambda name: _seen(asked, name))
-    launcher, record, jobs = _look(asked)
-    while (state := inspecting.state_of(launcher, record)).is_open and asked.values["wait"].value:
+        return inspecting.all_jobs(asked.records, lambda name: _Seen.of(asked.records, name).state())
+    seen = _Seen.of(asked.records, asked.name)
+    while (state := seen.state()).is_open and asked.values["wait"].value:
         time.sleep(inspecting.POLL_S)
-    result = inspecting.show(state, record, jobs)
-    if asked.values["wait"].value and state.code:
-        raise SystemExit(state.code)
+    result = inspecting.show(seen.launcher, state, seen.record, seen.jobs[0])
+    if seen.is_sweep:
+        result["jobs"] = inspecting.show_sweep(seen.launcher, seen.record, seen.jobs)
+    if asked.values["wait"].value and (state.code or state.state == "lost"):
+        print(command.json_text(result), flush=True)
+        raise SystemExit(state.code or ExitCode.BUG)
     return result
 
 
-def _seen(asked: _Asked, name: str) -> inspecting.State:
-    values = _flags()
-    command.parse_flags(values, [f"--records={asked.records}", f"--name={name}"])
-    launcher, record, _ = _look(_Asked(values, [], (), []))
-    return inspecting.state_of(launcher, record)
-
-
 def _logs(asked: _Asked) -> None:
-    launcher, record, jobs = _look(asked)
-    folders = [Record(asked.records / job.name) for job in jobs] if len(jobs) > 1 else [record]
+    seen = _Seen.of(asked.records, asked.name)
+    points = [Record(asked.records / job.name) for job in seen.jobs] if seen.is_sweep else []
+    follow, process = asked.values["follow"].value, asked.values["process"].value
     inspecting.show_logs(
-        launcher, record, folders, asked.values["follow"].value, asked.values["process"].value
+        seen.launcher, [seen.record, *points], seen.record.handle, follow, process, seen.state
     )
 
 
 def _stop(asked: _Asked) -> dict[str, object]:
-    launcher, record, _ = _look(asked)
-    return inspecting.stop(launcher, record)
+    seen = _Seen.of(asked.records, asked.name)
+    return inspecting.stop(seen.launcher, seen.record, seen.jobs, seen.state)
 
 
 _VERBS: dict[str, Callable[[_Asked], dict[str, object] | None]] = {

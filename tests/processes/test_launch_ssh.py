@@ -89,7 +89,7 @@ def test_a_host_that_is_cut_off_ends_the_gang_which_starts_again_when_it_is_back
     lab[1].cut()
     assert launcher.stderr is not None
     log = []
-    while not (log and log[-1].startswith("[launch] waiting, host host1: does not answer")):
+    while not (log and log[-1].startswith("[launch] waiting: host host1: does not answer")):
         log.append(launcher.stderr.readline())
         assert log[-1], "".join(log)
     lab[1].join()

@@ -28,6 +28,14 @@ _FLAGS = {
     ("tpu-vm", "ssh"): {"--worker", "--command"},
     ("tpu-vm", "scp"): {"--worker"},
 }
+_QUOTAS = [
+    {
+        "quotaId": f"TPUV4{kind}PodPerProjectPerZoneForTPUAPI",
+        "quotaDisplayName": f"{kind} TPU v4 Pod cores per project per zone",
+        "dimensionsInfos": [{"applicableLocations": ["us-central2-b"], "details": {"value": value}}],
+    }
+    for kind, value in (("", "32"), ("Preemptible", "8"))
+]
 _WORKERS = {"v4-16": 2, "v5litepod-16": 4}
 
 
@@ -36,6 +44,10 @@ def main(words: list[str]) -> None:
     note(state, words)
     if words[:2] == ["auth", "list"]:
         print("engineer@example.com" if not (state / "logged_out").exists() else "")
+        return
+    if words[:4] == ["beta", "quotas", "info", "list"]:
+        parse(words[4:], {"--service", "--project", "--format"})
+        print(json.dumps(_QUOTAS))
         return
     if words[:2] != ["compute", "tpus"] or tuple(words[2:4]) not in _FLAGS:
         refuse(f"(gcloud) Invalid choice: {' '.join(words[:4])}", 2)

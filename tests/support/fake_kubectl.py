@@ -19,6 +19,7 @@ _FLAGS = {
         "--prefix",
         "--tail",
         "--ignore-errors",
+        "--since",
         "--max-log-requests",
         "--follow",
     },
@@ -64,8 +65,15 @@ def _get(state: Path, positional: list[str], flags: dict[str, str]) -> None:
             refuse(f'localqueues.kueue.x-k8s.io "{positional[1]}" not found')
         print(f"localqueue.kueue.x-k8s.io/{positional[1]}")
         return
-    assert positional == ["jobsets.jobset.x-k8s.io"]
     assert flags["--output"] == "json"
+    if positional == ["jobs.batch"]:
+        # As the Job controller words it for the third rule of the pod failure policy.
+        message = "Container trainer for pod ml/ti-slice-0-0-abcde failed with exit code 45 matching FailJob rule at index 2"
+        labels = {"jobset.sigs.k8s.io/jobset-name": "ti"}
+        status = {"conditions": [{"type": "Failed", "reason": "PodFailurePolicy", "message": message}]}
+        print(json.dumps({"items": [{"metadata": {"labels": labels}, "status": status}]}))
+        return
+    assert positional == ["jobsets.jobset.x-k8s.io"]
     status = load(state / "status.json", {})
     sets = [item | {"status": status} for item in _selected(state, flags) if item["kind"] == "JobSet"]
     print(json.dumps({"items": sets}))

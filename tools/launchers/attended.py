@@ -8,6 +8,9 @@ or none comes for silence_s, as when a host is cut off, the process group gets S
 after the grace. The exit code is that of the process, 128 + signal for a death; 44 (lost) when the lines do not begin with the
 job, as when gcloud, whose connection broke, runs the command again by itself.
 
+A process of the same place in the same job that an earlier launcher left here, on a host that was cut off, say, is killed before:
+two would write to one workdir. `.attended-N` in the folder names it.
+
 Standard library only, and started by its path: hosts need nothing for it but a Python.
 """
 
@@ -15,6 +18,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,8 +26,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-_LOOK_S = 1.0
+_LOOK_S, _SOON_S = 1.0, 0.05
 _LOST = 44
+_BROKEN = 255  # is what ssh says of a broken connection: no process may end so
 
 
 class _Attended:
@@ -36,12 +41,17 @@ class _Attended:
         }
         self._grace_s, self._silence_s = float(job["grace_s"]), float(job["silence_s"])
         self._heard_s, self._deadline_s = time.monotonic(), float("inf")
+        mark = Path(job["folder"]) / f".attended-{job['env'].get('VITFORGE_PROCESS_ID', '0')}"
+        _end_earlier(mark, job["command"])
         self._process = subprocess.Popen(
             job["command"],
             cwd=job["folder"],
             env=os.environ | job["env"] | secrets,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
+        )
+        mark.write_text(
+            json.dumps({"host": socket.gethostname(), "group": self._process.pid}), encoding="utf-8"
         )
 
     def listen(self) -> None:
@@ -65,6 +75,8 @@ class _Attended:
                     self._signal(signal.SIGKILL)
                 continue
             self._signal(signal.SIGKILL)  # what it left behind
+            if code == _BROKEN:
+                return 1
             return 128 - code if code < 0 else code
 
     def _end(self) -> None:
@@ -75,6 +87,26 @@ class _Attended:
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, number)
+
+
+def _end_earlier(mark: Path, command: list[str]) -> None:
+    """Kills what the mark names, if it still runs this command on this host, and waits until it is gone."""
+    try:
+        said = json.loads(mark.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    while said["host"] == socket.gethostname() and _runs(said["group"], command):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(said["group"], signal.SIGKILL)
+        time.sleep(_SOON_S)
+
+
+def _runs(pid: int, command: list[str]) -> bool:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return False
+    return words[:-1] == command
 
 
 def main() -> int:

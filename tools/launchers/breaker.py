@@ -19,6 +19,7 @@ from trainer.distributed import jobs
 from trainer.workdir import steps
 
 STARTS = "starts.jsonl"
+RUN = "VITFORGE_RUN"  # tells one submission from another, each of which may start several times
 
 
 def main(argv: list[str]) -> None:
@@ -42,15 +43,17 @@ def note_start(workdir: Path) -> None:
     """
     here = next(iter(steps(workdir)[::-1]), None)
     file = workdir / STARTS
-    before = [json.loads(line)["step"] for line in file.read_text().splitlines()] if file.is_file() else []
+    run = os.environ.get(RUN, "")
+    noted = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    before = [start["step"] for start in noted if start["run"] == run]
     if before[-WITHOUT_PROGRESS:] == [here] * WITHOUT_PROGRESS:
         place = "the beginning" if here is None else f"step {here}"
         raise UserError(
-            f"{WITHOUT_PROGRESS} starts in a row got no further than {place}; see the logs for why, and remove {file} to try again"
+            f"{WITHOUT_PROGRESS} starts in a row got no further than {place}; see the logs for why"
         )
     workdir.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as starts:
-        print(json.dumps({"step": here}), file=starts)
+        print(json.dumps({"run": run, "step": here}), file=starts)
 
 
 if __name__ == "__main__":

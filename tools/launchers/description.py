@@ -1,5 +1,6 @@
 """A job as its user describes it: flags, or a TOML file whose keys are the flags, with the command behind --."""
 
+import itertools
 import shutil
 import tomllib
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "job",
         None,
-        "TOML file whose keys are these flags; what is typed stands in their place.",
+        "TOML file whose keys are these flags; what is typed comes after, and wins.",
         flag_values=values,
     )
     flags.DEFINE_string(
@@ -59,7 +60,10 @@ def define_flags(values: flags.FlagValues) -> None:
         "port", None, "Of the coordinator; 8476, if not given.", 1, 65535, flag_values=values
     )
     flags.DEFINE_float(
-        "timeout_s", None, "Stop the job (exit code 43) after so many seconds.", flag_values=values
+        "timeout_s",
+        None,
+        "End an attempt that takes more seconds (exit code 43), and with it the job.",
+        flag_values=values,
     )
     flags.DEFINE_float(
         "grace_s", 30.0, "Seconds between asking a process to end and killing it.", flag_values=values
@@ -114,8 +118,8 @@ def _name_of(workdir: str) -> str:
 def _assignments(flag: str, texts: Sequence[str]) -> dict[str, str]:
     for text in texts:
         if not text.partition("=")[0].isidentifier() or "=" not in text:
-            shown = text if flag == "env" else text.partition("=")[0]
-            raise UserError(f"--{flag}={shown}: NAME=VALUE is expected")
+            shown = f"={text}" if flag == "env" else ""  # a secret's value is not said again
+            raise UserError(f"--{flag}{shown}: NAME=VALUE is expected")
     return dict(text.split("=", 1) for text in texts)
 
 
@@ -128,8 +132,9 @@ def split_command(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
     if "--" in argv:
         at = list(argv).index("--")
         return list(argv[:at]), tuple(argv[at + 1 :])
-    for argument in argv[1:]:
-        if not argument.startswith("-") and "=" not in argument and shutil.which(argument):
+    for before, argument in itertools.pairwise(argv):
+        is_value = before.startswith("--") and "=" not in before  # of a flag with a space, as in --name test
+        if not argument.startswith("-") and "=" not in argument and not is_value and shutil.which(argument):
             raise misplaced(argument)
     return list(argv), ()
 
@@ -156,9 +161,13 @@ def of_file(path: Path) -> tuple[list[str], tuple[str, ...]]:
         raise UserError(
             f'--job={path}: command must be a list of strings, as in command = ["python", "-m", …]'
         )
+    if "job" in described:
+        raise UserError(f"--job={path}: a file describes a job, and names no other file")
     sweep = described.pop("sweep", {})
+    if not isinstance(sweep, dict) or not all(isinstance(values, list) for values in sweep.values()):
+        raise UserError(f"--job={path}: sweep must be a table of lists, as in base_lr = [0.01, 0.03]")
     words = [word for key, value in described.items() for word in _words(path, key, value)]
-    if isinstance(sweep, dict) and sweep:
+    if sweep:
         words += ["--sweep", *(f"{key}={','.join(map(_text, values))}" for key, values in sweep.items())]
     return words, tuple(command)
 
@@ -176,4 +185,4 @@ def _words(path: Path, key: str, value: Any) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    return str(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -18,12 +18,17 @@ def training_arguments(command: Sequence[str]) -> list[str] | None:
 
 
 def recipe_file(command: Sequence[str]) -> Path | None:
-    """The recipe's file of a command that has one, as it names it from the root of the code.
+    """The recipe's file of a command that trains, as it names it from the root of the code.
 
     Raises:
       UserError: when the file is not there, or lies elsewhere.
     """
-    given = next((word.partition("=")[2] for word in command if word.startswith("--config=")), "")
+    arguments = training_arguments(command)
+    if arguments is None:
+        return None
+    from trainer.config import split_config_args
+
+    given, _, _ = split_config_args(arguments)
     if not given:
         return None
     path = Path(given.partition(".py")[0] + ".py")

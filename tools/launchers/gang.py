@@ -97,6 +97,7 @@ class Gang:
         self._failure: tuple[str, int] | None = None
         self._stop_asked: str | None = None
         self._stopping = self._out_of_time = False
+        self._next_beat_s = time.monotonic() + _BEAT_S
         self._deadline_s = None if job.timeout_s is None else time.monotonic() + job.timeout_s
 
     def run(self) -> Ended:
@@ -120,7 +121,6 @@ class Gang:
             stdin=subprocess.DEVNULL if member.told is None else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            bufsize=0,
             # A group of its own: Ctrl-C reaches it through us alone, and its own children can be ended with it.
             start_new_session=True,
         )
@@ -141,6 +141,7 @@ class Gang:
         """Handles events until every process has ended and all that it wrote is read; the exit code of the job, and why."""
         ends_to_come = 3 * len(self._processes)
         while ends_to_come:
+            self._beat()
             try:
                 event = self._events.get(timeout=self._patience_s())
             except queue.Empty:
@@ -185,13 +186,18 @@ class Gang:
             self._result = line.text
         if not (is_result and line.index) and not _GLOO_CONNECTED.fullmatch(line.text):
             head = self._members[line.index].name or line.index
-            print(f"[{head}] {line.text}", file=self._log, flush=True)
+            self._print(f"[{head}] {line.text}")
 
     def _called(self, index: int) -> str:
         return self._members[index].name or f"process {index}"
 
     def _say(self, text: str) -> None:
-        print(f"[launch] {text}", file=self._log, flush=True)
+        self._print(f"[launch] {text}")
+
+    def _print(self, line: str) -> None:
+        # Whoever watched may be gone, with the terminal or the pipe; the processes go on, or are asked to save by a signal.
+        with contextlib.suppress(OSError):
+            print(line, file=self._log, flush=True)
 
     def _log_files(self) -> Iterator[TextIO]:
         """Opened to append: the output of an earlier run that failed is not lost."""
@@ -212,6 +218,7 @@ class Gang:
         assert pipe is not None
         with contextlib.suppress(BrokenPipeError):
             pipe.write(f"{line}\n".encode())
+            pipe.flush()
 
     def _tell_guard(self, change: str, process: subprocess.Popen[bytes]) -> None:
         assert self._guard is not None
@@ -221,6 +228,9 @@ class Gang:
     def _note_end(self, index: int, code: int) -> None:
         self._codes[index] = code
         self._tell_guard("-", self._processes[index])
+        if pipe := self._processes[index].stdin:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
         self._say(f"{self._called(index)} ended with {ending(code)}")
         if code == 0 or self._stopping:
             return
@@ -262,17 +272,20 @@ class Gang:
 
     def _patience_s(self) -> float | None:
         """Until something is to be done though nothing happens: the deadline, or the next sign of life."""
-        left_s = None if self._deadline_s is None else max(self._deadline_s - time.monotonic(), 0.0)
-        if all(member.told is None for member in self._members):
-            return left_s
-        return _BEAT_S if left_s is None else min(left_s, _BEAT_S)
+        times_s = [] if self._deadline_s is None else [self._deadline_s]
+        if any(member.told is not None for member in self._members):
+            times_s.append(self._next_beat_s)
+        return max(min(times_s) - time.monotonic(), 0.0) if times_s else None
 
     def _let_time_pass(self) -> None:
         if self._deadline_s is not None and time.monotonic() >= self._deadline_s:
             self._run_out_of_time()
-        self._beat()
 
     def _beat(self) -> None:
+        """A sign of life, when it is time for one, however much there is to show."""
+        if time.monotonic() < self._next_beat_s:
+            return
+        self._next_beat_s = time.monotonic() + _BEAT_S
         for index, member in enumerate(self._members):
             if member.told is not None and index not in self._codes:
                 self._tell(index, "")
@@ -301,7 +314,7 @@ class Gang:
             return ExitCode.DONE, ""
         text, code = self._failure
         where = f"; its output is in {self._folder}" if self._folder else ""
-        print(f"error: {text}{where}", file=self._log, flush=True)
+        self._print(f"error: {text}{where}")
         return code, text
 
 

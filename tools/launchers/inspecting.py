@@ -1,5 +1,6 @@
 """How recorded jobs are: their state, their output, their results, and how to end them."""
 
+import contextlib
 import os
 import re
 import signal
@@ -14,10 +15,10 @@ from typing import TextIO
 
 from serving.command import ExitCode, UserError
 from tools.launchers.job import Job
-from tools.launchers.launcher import Finding, Launcher, Submitting
+from tools.launchers.launcher import Attending, Finding, Launcher, Submitting
 from tools.launchers.records import Record, all_records
 from tools.launchers.running import newest_step, say
-from tools.launchers.sweep import results
+from tools.launchers.sweep import last_result, results
 
 POLL_S = 1.0
 _SHOWN = ("step", "loss", "validation_top1", "validation_loss")
@@ -39,65 +40,100 @@ class State:
 
 
 def state_of(launcher: Launcher, record: Record) -> State:
-    """The state of a recorded job, as its scheduler or its launcher says."""
+    """The state of one recorded job, as its scheduler or its launcher says."""
     kept = record.state()
-    code, attempt, reason = kept.get("code"), kept.get("attempt"), kept.get("reason", "")
+    state, code, attempt, reason = (kept.get(name) for name in ("state", "code", "attempt", "reason"))
     if isinstance(launcher, Submitting):
-        if "handle" not in kept:
-            return State("lost", "it was never handed over")
-        seen = launcher.look(kept["handle"])
-        if seen.state != "ended":
-            return State(seen.state, seen.words, None, attempt)
-        code = seen.code if seen.code is not None else code
-        return State("ended" if code is not None else "lost", reason or seen.words, code, attempt)
+        return _handed_over(launcher, record, State(state or "", reason or "", code, attempt))
     if record.is_held():
-        return State(kept.get("state", "starting"), reason, None, attempt)
-    if kept.get("state") == "ended":
-        return State("ended", reason, code, attempt)
+        return State(state or "starting", reason or "", None, attempt)
+    if state == "ended":
+        return State(state, reason or "", code, attempt)
     return State("lost", "its launcher died", None, attempt)
 
 
+def _handed_over(launcher: Submitting, record: Record, noted: State) -> State:
+    """The state of a job that a scheduler has, whose own launcher there has `noted` something, or nothing."""
+    if not record.handle:
+        return State("lost", "it was never handed over")
+    seen = launcher.look(record.handle)
+    if seen.state != "ended":
+        return State(seen.state, seen.words, None, noted.attempt)
+    code = seen.code if seen.code is not None else noted.code
+    if code is None and record.stopped:
+        return State("ended", "stopped before it began", None, noted.attempt)
+    return State("ended" if code is not None else "lost", noted.words or seen.words, code, noted.attempt)
+
+
+def state_of_sweep(launcher: Launcher, parent: Record, jobs: Sequence[Job]) -> State:
+    """Of a sweep as a whole: open while one of its jobs is, and then the code of the first that failed."""
+    if not isinstance(launcher, Submitting):
+        return state_of(launcher, parent)
+    states = [state_of_point(launcher, parent, job) for job in jobs]
+    open_ones = [one.state for one in states if one.is_open]
+    if open_ones:
+        return State(
+            "running" if "running" in open_ones else open_ones[0],
+            f"{len(open_ones)} of {len(jobs)} not ended",
+        )
+    failed = next((one for one in states if one.state == "lost" or one.code), states[-1])
+    return State(failed.state, failed.words, failed.code)
+
+
+def state_of_point(launcher: Launcher, parent: Record, job: Job) -> State:
+    """Of one job of a sweep; to come, where the sweep has not got to it as it is asked for now."""
+    record = Record(parent.folder.parent / job.name)
+    if not record.exists() or record.described()[1] != job.command:
+        return State(
+            "to come" if isinstance(launcher, Submitting) or parent.is_held() else "ended", "not begun"
+        )
+    return state_of(launcher, record)
+
+
 def all_jobs(records: Path, state: Callable[[str], State]) -> dict[str, object]:
-    """Shows every recorded job on a line; the same as an object."""
+    """Shows every recorded job on a line, a sweep as one; the same as an object."""
     rows: list[dict[str, object]] = []
     for record in all_records(records):
         try:
-            seen = state(record.name)
-        except UserError as error:  # one cluster that does not answer hides no other job
-            seen = State("unknown", str(error))
-        rows.append({"name": record.name, "backend": record.state().get("backend", ""), **_row(seen)})
+            kept = record.state()
+            if kept.get("sweep"):
+                continue
+            row = {"name": record.name, "backend": kept.get("backend", ""), **_row(state(record.name))}
+        except UserError as error:  # one cluster that does not answer, or one bad record, hides no other job
+            row = {"name": record.name, "backend": "", **_row(State("unknown", str(error)))}
+        rows.append(row)
     _table(rows, f"no job is recorded in {records}")
     return {"records": str(records), "jobs": rows}
 
 
-def show(state: State, record: Record, jobs: Sequence[Job]) -> dict[str, object]:
-    """Shows one job, or the table of a sweep."""
+def show(launcher: Launcher, state: State, record: Record, job: Job) -> dict[str, object]:
+    """Shows one job."""
     about = {"name": record.name, "backend": record.state().get("backend", ""), **_row(state)}
-    if len(jobs) > 1:
-        _table([about], "")
-        return about | {"jobs": show_sweep(record, jobs)}
-    about |= {"step": newest_step(jobs[0]), **_measured(jobs[0])}
+    about |= {"step": newest_step(job), **_measured(job, record)}
     _table([about], "")
     return about
 
 
-def show_sweep(parent: Record, jobs: Sequence[Job]) -> list[dict[str, object]]:
+def show_sweep(launcher: Launcher, parent: Record, jobs: Sequence[Job]) -> list[dict[str, object]]:
     """Shows what each job of a sweep reached, in a table; the rows."""
     rows = []
     for job in jobs:
-        record = Record(parent.folder.parent / job.name)
-        kept = record.state() if record.exists() else {}
-        point = Path(job.option("workdir")).name
-        state = kept.get("state", "to come")
-        if state in ("running", "restarting", "starting") and not record.is_held():
-            state = "lost"
-        rows.append({"job": point, "state": state, "code": kept.get("code"), **_measured(job)})
+        seen = state_of_point(launcher, parent, job)
+        measured = (
+            {} if seen.words == "not begun" else _measured(job, Record(parent.folder.parent / job.name))
+        )
+        rows.append(
+            {"job": Path(job.option("workdir")).name, "state": seen.state, "code": seen.code, **measured}
+        )
     _table(rows, "")
     return rows
 
 
-def _measured(job: Job) -> dict[str, object]:
+def _measured(job: Job, record: Record) -> dict[str, object]:
+    """From the workdir where this machine sees it, else from the result that process 0 wrote last."""
     found = results(Path(job.option("workdir"))) if job.option("workdir") else {}
+    for attempt in [] if found else reversed(record.attempts()):
+        found = found or last_result(attempt / "process_0.log")
     return {name: found[name] for name in _SHOWN if name in found}
 
 
@@ -139,21 +175,25 @@ def report(findings: Sequence[Finding]) -> dict[str, object]:
     return {"looked_at": [finding.what for finding in findings], "problems": 0}
 
 
-def stop(launcher: Launcher, record: Record) -> dict[str, object]:
-    """Asks a job to save and end, and stays until it has."""
-    state = state_of(launcher, record)
-    if isinstance(launcher, Submitting):
-        if state.is_open:
-            launcher.stop(record.state()["handle"])
-            record.note(stopped=True)
-    elif state.is_open:
-        _stop_launcher(record)
-    elif state.state == "lost":
-        launcher.release(record.name)  # type: ignore[attr-defined]
+def stop(
+    launcher: Launcher, record: Record, jobs: Sequence[Job], look: Callable[[], State]
+) -> dict[str, object]:
+    """Asks a job, or a sweep, to save and end, and stays until it has."""
+    state = look()
     if not state.is_open:
         say(f"{record.name} had {state.state} before")
-    while (state := state_of(launcher, record)).is_open:
+    elif isinstance(launcher, Submitting):
+        launcher.stop(record.handle)
+        for one in (record, *(Record(record.folder.parent / job.name) for job in jobs)):
+            if one.exists():
+                one.mark_stopped()
+    else:
+        _stop_launcher(record)
+    while (state := look()).is_open:
         time.sleep(POLL_S)
+    if isinstance(launcher, Attending) and state.state == "lost":
+        for job in jobs:
+            launcher.release(job)
     return {"name": record.name, **_row(state)}
 
 
@@ -161,32 +201,41 @@ def _stop_launcher(record: Record) -> None:
     kept = record.state()
     if kept.get("host") != socket.gethostname():
         raise UserError(f"the launcher of {record.name} runs on {kept.get('host')}; stop it from there")
-    os.kill(kept["pid"], signal.SIGTERM)
+    with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+        os.kill(kept["pid"], signal.SIGTERM)
 
 
 def show_logs(
-    launcher: Launcher, record: Record, folders: Sequence[Record], follow: bool, process: int | None
+    launcher: Launcher,
+    folders: Sequence[Record],
+    handle: str,
+    follow: bool,
+    process: int | None,
+    look: Callable[[], State],
 ) -> None:
     """Shows what the processes of a job wrote, on stdout."""
-    handle = record.state().get("handle")
-    if isinstance(launcher, Submitting) and handle:
-        shown = launcher.logs(handle, follow)
-        if shown is not None:
-            _show_by(shown, launcher, record, follow)
-            return
+    if isinstance(launcher, Submitting) and handle and launcher.logs(handle, False, 0) is not None:
+        if process is not None:
+            raise UserError("--process is not for this back end: its command shows all pods, by their names")
+        _show_by(launcher, handle, follow, look)
+        return
     tails = _Tails(folders, process)
     # Asked before the files are read: what was written until the end is read after it.
-    while follow and state_of(launcher, record).is_open:
+    while follow and look().is_open:
         tails.show(sys.stdout)
         time.sleep(POLL_S)
-    tails.show(sys.stdout)
+    tails.show(sys.stdout, to_the_end=True)
 
 
-def _show_by(shown: Sequence[str], launcher: Launcher, record: Record, follow: bool) -> None:
+def _show_by(launcher: Submitting, handle: str, follow: bool, look: Callable[[], State]) -> None:
     """By a command of the scheduler's; one that follows ends with the processes there are, and begins again with the next."""
+    since_s, begun_s = 0.0, time.monotonic()
     while True:
+        shown = launcher.logs(handle, follow, since_s)
+        assert shown is not None
         done = subprocess.run(shown, check=False)
-        if not follow or not state_of(launcher, record).is_open:
+        since_s, begun_s = time.monotonic() - begun_s, time.monotonic()
+        if not follow or not look().is_open:
             break
         time.sleep(POLL_S)
     if done.returncode:
@@ -200,14 +249,14 @@ class _Tails:
         self._records, self._process = records, process
         self._read: dict[Path, int] = {}
 
-    def show(self, output: TextIO) -> None:
-        """Writes the lines that came since the last call."""
+    def show(self, output: TextIO, to_the_end: bool = False) -> None:
+        """Writes the lines that came since the last call; at the end also a last one that was never ended."""
         for head, path in self._files():
             begun = self._read.get(path, 0)
             with path.open("rb") as file:
                 file.seek(begun)
                 text = file.read()
-            whole = text.rpartition(b"\n")[0]
+            whole = text.rstrip(b"\n") if to_the_end else text.rpartition(b"\n")[0]
             if not whole:
                 continue
             self._read[path] = begun + len(whole) + 1

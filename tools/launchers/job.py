@@ -3,6 +3,7 @@
 The codes are those of the table in `serving.command`, and the deaths of the runtime (128 + signal) that stand beside them.
 """
 
+import dataclasses
 import re
 import shutil
 import signal
@@ -114,6 +115,23 @@ class Job:
         if name not in PYTHON:
             return self.command
         return (f"{self.venv}/bin/python" if self.venv else "python3", *arguments)
+
+
+def on_topology(job: Job) -> Job:
+    """`job`, which names a topology, with its processes and devices.
+
+    Raises:
+      UserError: when the job says something else.
+    """
+    assert job.topology
+    hosts = job.topology.hosts * job.topology.slices
+    for name, asked, there in (
+        ("processes", job.processes, hosts),
+        ("devices_per_process", job.devices_per_process, job.topology.chips_per_host),
+    ):
+        if asked not in (None, there):
+            raise UserError(f"--{name}={asked}, but --topology has {there}; leave --{name} out")
+    return dataclasses.replace(job, processes=hosts, devices_per_process=job.topology.chips_per_host)
 
 
 def program(command: tuple[str, ...]) -> tuple[str, ...]:

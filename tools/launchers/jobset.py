@@ -10,22 +10,25 @@ import dataclasses
 import json
 import math
 import re
-import shutil
-import subprocess
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from serving.command import ExitCode, UserError
+from tools.launchers import programs
+from tools.launchers.breaker import RUN
 from tools.launchers.fits import recipe_file
-from tools.launchers.job import Job
+from tools.launchers.job import Job, on_topology
 from tools.launchers.launcher import Finding, Seen, refuse_secrets_of
 from tools.launchers.restarts import COUNTED, NOT_COUNTED
 from trainer.distributed import jobs
 
 API = "jobset.x-k8s.io/v1alpha2"
 _KIND = "jobsets.jobset.x-k8s.io"
-_LABEL = "vitforge/job"
+_LABEL, _OF = "vitforge/job", "jobset.sigs.k8s.io/jobset-name"
+_INSTALL = "install it (kubernetes.io/docs/tasks/tools)"
+_DNS = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*")
 _CONTAINER, _SLICE = "trainer", "slice"
 _ACCELERATORS = {
     "v4": "tpu-v4-podslice",
@@ -44,17 +47,17 @@ class JobSetLauncher:
 
     image: Annotated[str, "container image that has Vitforge with its trainer"] = ""
     code: Annotated[str, "folder of Vitforge in the image, in which the command runs"] = "/vitforge"
-    namespace: Annotated[str, "of the cluster"] = "default"
-    context: Annotated[str, "of kubectl; empty: its current one"] = ""
+    namespace: Annotated[str, "namespace of the cluster"] = "default"
+    context: Annotated[str, "context of kubectl; empty: its current one"] = ""
     queue: Annotated[str, "Kueue's LocalQueue; empty: no queue"] = ""
     priority: Annotated[str, "Kueue's WorkloadPriorityClass"] = ""
-    service_account: Annotated[str, "of the pods, or of the VMs"] = ""
+    service_account: Annotated[str, "account that the pods, or the VMs, run as"] = ""
     mount: Annotated[
         tuple[str, ...], "PATH=pvc:CLAIM or PATH=gs://BUCKET, storage that all pods share; may be given again"
     ] = ()
-    spot: Annotated[bool, "spot capacity, which costs less and may be taken away"] = False
-    host_network: Annotated[bool, "the pods use their nodes' network"] = True
-    keep_s: Annotated[int, "for which an ended job is kept in the cluster"] = 7 * 86400
+    spot: Annotated[bool, "take spot capacity, which costs less and may be taken away"] = False
+    host_network: Annotated[bool, "let the pods use their nodes' network"] = True
+    keep_s: Annotated[int, "seconds for which an ended job stays in the cluster"] = 7 * 86400
 
     def placed(self, job: Job) -> Job:
         refuse_secrets_of(job, "env", "file")
@@ -64,7 +67,8 @@ class JobSetLauncher:
             raise UserError("--timeout_s is not for jobset; delete the job when it has taken too long")
         for text in self.mount:
             _volume(text, 0)
-        job = on_topology(job)
+        self._check_names(job)
+        job = on_topology(job) if job.topology else dataclasses.replace(job, processes=job.processes or 1)
         longest = f"{job.name}-{_SLICE}-{self._slices(job) - 1}-{self._hosts(job) - 1}{_RANDOM}"
         if len(longest) > _LONGEST:
             raise UserError(
@@ -73,6 +77,21 @@ class JobSetLauncher:
             )
         return job
 
+    def _check_names(self, job: Job) -> None:
+        names = {
+            "namespace": self.namespace,
+            "queue": self.queue,
+            "priority": self.priority,
+            "service_account": self.service_account,
+            **{f"secret {variable}": _key(text)["name"] for variable, text in job.secrets.items()},
+            **{f"mount {text}": text.partition("=pvc:")[2] for text in self.mount},
+        }
+        for what, name in names.items():
+            if name and not _DNS.fullmatch(name):
+                raise UserError(
+                    f"--{what}: Kubernetes refuses the name {name!r}; it takes lower-case letters, digits, '-' and '.'"
+                )
+
     def render(self, job: Job) -> dict[str, str]:
         return self.render_all([job], job.name)
 
@@ -80,20 +99,17 @@ class JobSetLauncher:
         """The manifests of one job or of a sweep's, and how they are handed over."""
         items = [one for job in points for one in self._manifests(job, name)]
         whole = {"apiVersion": "v1", "kind": "List", "items": items}
-        kubectl = " ".join(self._kubectl())
+        kubectl = shlex.join(self._kubectl())
         return {
             "manifests.json": json.dumps(whole, indent=2) + "\n",
-            "submit.sh": f"{kubectl} apply --dry-run=server --validate=strict --filename=manifests.json\n"
+            "submit.sh": 'cd "$(dirname "$0")" || exit\n'
+            f"{kubectl} apply --dry-run=server --validate=strict --filename=manifests.json || exit\n"
             f"{kubectl} apply --filename=manifests.json\n",
         }
 
     def doctor(self, job: Job) -> list[Finding]:
-        if not shutil.which("kubectl"):
-            return [
-                Finding(
-                    "program kubectl", "is not on this machine", "install it (kubernetes.io/docs/tasks/tools)"
-                )
-            ]
+        if missing := programs.missing("kubectl", remedy=_INSTALL):
+            return missing
         asked = {
             f"namespace {self.namespace} takes JobSets": ("auth", "can-i", "create", _KIND),
             "the cluster knows JobSet": ("api-resources", "--api-group=jobset.x-k8s.io", "--output=name"),
@@ -104,8 +120,7 @@ class JobSetLauncher:
 
     def submit(self, points: Sequence[Job], name: str, rendered: Path) -> str:
         """Hands the manifests over; the job's name. One of this name that has ended makes room."""
-        if not shutil.which("kubectl"):
-            raise UserError("kubectl is not on this machine; install it (kubernetes.io/docs/tasks/tools)")
+        programs.require_there("kubectl", remedy=_INSTALL)
         before = self.look(name)
         if before.state in ("waiting", "running"):
             raise UserError(
@@ -118,13 +133,30 @@ class JobSetLauncher:
         self._require("apply", manifests)
         return name
 
-    def look(self, handle: str) -> Seen:
-        said = self._require("get", _KIND, f"--selector={_LABEL}={handle}", "--output=json")
-        return _seen(json.loads(said)["items"])
+    def point(self, handle: str, number: int, name: str) -> str:
+        return f"{handle}/{name}"
 
-    def logs(self, handle: str, follow: bool) -> tuple[str, ...]:
+    def look(self, handle: str) -> Seen:
+        """Of a whole job, or of JOB/NAME, one of a sweep's."""
+        job, _, name = handle.partition("/")
+        sets = [one for one in self._get(_KIND, job) if name in ("", one["metadata"]["name"])]
+        seen = _seen(sets)
+        if seen.state != "ended" or seen.code == ExitCode.DONE or seen.words == _GONE:
+            return seen
+        names = [one["metadata"]["name"] for one in sets]
+        parts = [one for one in self._get("jobs.batch", job) if one["metadata"]["labels"].get(_OF) in names]
+        return dataclasses.replace(seen, code=_code_of(parts))
+
+    def _get(self, kind: str, job: str) -> list[dict[str, Any]]:
+        said = self._require("get", kind, f"--selector={_LABEL}={job}", "--output=json")
+        items = json.loads(said)["items"]
+        assert isinstance(items, list)
+        return items
+
+    def logs(self, handle: str, follow: bool, since_s: float) -> tuple[str, ...]:
         selected = f"--selector={_LABEL}={handle}"
-        shown = ("--prefix", "--tail=-1", "--ignore-errors", "--max-log-requests=1000")
+        since = [f"--since={math.ceil(since_s)}s"] if since_s else []
+        shown = ("--prefix", "--tail=-1", *since, "--ignore-errors", "--max-log-requests=1000")
         return (
             *self._kubectl(),
             "logs",
@@ -173,7 +205,10 @@ class JobSetLauncher:
                     {
                         "name": _SLICE,
                         "replicas": self._slices(job),
-                        "template": {"spec": self._one_slice(job, labels, recipe)},
+                        "template": {
+                            "metadata": {"labels": labels},
+                            "spec": self._one_slice(job, labels, recipe),
+                        },
                     }
                 ],
             },
@@ -244,6 +279,10 @@ class JobSetLauncher:
         return [
             *({"name": name, "value": _literal(value)} for name, value in values.items()),
             {"name": jobs.SLICE, "valueFrom": {"fieldRef": field}},
+            {
+                "name": RUN,
+                "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['jobset.sigs.k8s.io/jobset-uid']"}},
+            },
             *(
                 {"name": name, "valueFrom": {"secretKeyRef": _key(text)}}
                 for name, text in job.secrets.items()
@@ -274,44 +313,22 @@ class JobSetLauncher:
         return ("kubectl", *context, f"--namespace={self.namespace}")
 
     def _finding(self, what: str, arguments: Sequence[str]) -> Finding:
-        done = self._run(*arguments)
+        done = programs.run(*self._kubectl(), *arguments)
         if done.returncode or done.stdout.strip() in ("", "no"):
-            said = (done.stderr.strip() or "no").splitlines()[-1]
+            said = programs.last_line(done) if done.returncode else done.stdout.strip() or "nothing"
             return Finding(
                 what, f"kubectl {' '.join(arguments[:3])} says {said}", "ask the cluster's administrator"
             )
         return Finding(what)
 
     def _require(self, *arguments: str) -> str:
-        done = self._run(*arguments)
+        done = programs.run(*self._kubectl(), *arguments)
         if done.returncode:
-            last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise UserError(f"kubectl {arguments[0]} failed: {last}")
+            raise UserError(f"kubectl {arguments[0]} failed: {programs.last_line(done)}")
         return done.stdout
-
-    def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*self._kubectl(), *arguments], capture_output=True, text=True, check=False)
 
 
 _GONE = "there is none of this name"
-
-
-def on_topology(job: Job) -> Job:
-    """`job` with the processes and devices of its topology, if it names one.
-
-    Raises:
-      UserError: when the job says something else.
-    """
-    if not job.topology:
-        return dataclasses.replace(job, processes=job.processes or 1)
-    hosts = job.topology.hosts * job.topology.slices
-    for name, asked, there in (
-        ("processes", job.processes, hosts),
-        ("devices_per_process", job.devices_per_process, job.topology.chips_per_host),
-    ):
-        if asked not in (None, there):
-            raise UserError(f"--{name}={asked}, but --topology has {there}; leave --{name} out")
-    return dataclasses.replace(job, processes=hosts, devices_per_process=job.topology.chips_per_host)
 
 
 def _guarded(job: Job) -> tuple[str, ...]:
@@ -377,9 +394,9 @@ def _seen(sets: list[dict[str, Any]]) -> Seen:
     ends = [status.get("terminalState") for status in states]
     if "Failed" in ends and all(ends):
         failed = next(status for status in states if status.get("terminalState") == "Failed")
-        message = next((one["message"] for one in failed["conditions"] if one["type"] == "Failed"), "failed")
-        code = re.search(r"exit code (\d+)", message)
-        return Seen("ended", message, int(code[1]) if code else ExitCode.BUG)
+        conditions = failed.get("conditions", ())
+        message = next((one.get("message", "") for one in conditions if one["type"] == "Failed"), "failed")
+        return Seen("ended", message, ExitCode.BUG)
     if all(end == "Completed" for end in ends):
         return Seen("ended", "completed", ExitCode.DONE)
     running = [
@@ -388,3 +405,10 @@ def _seen(sets: list[dict[str, Any]]) -> Seen:
     restarts = sum(status.get("restarts", 0) for status in states)
     words = f"{sum(map(bool, ends))} of {len(sets)} ended, {restarts} restarts"
     return Seen("running" if running else "waiting", words)
+
+
+def _code_of(found: list[dict[str, Any]]) -> int:
+    """The exit code that ended a set, as the conditions of its Jobs tell it; that of a bug where they do not."""
+    conditions = [one for job in found for one in job.get("status", {}).get("conditions", ())]
+    codes = (re.search(r"exit code (\d+)", one.get("message", "")) for one in conditions)
+    return next((int(code[1]) for code in codes if code), int(ExitCode.BUG))

@@ -1,6 +1,6 @@
 """What every back end is. Some stay with their processes to the end (local, ssh, tpu_vm); others hand the job to a scheduler."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -37,6 +37,7 @@ class Launcher(Protocol):
         """What is needed for the job, and what of it is missing."""
 
 
+@runtime_checkable
 class Attending(Launcher, Protocol):
     """Stays with the processes."""
 
@@ -50,8 +51,11 @@ class Attending(Launcher, Protocol):
     def attempt(self, job: Job, logs: Path | None) -> Ended:
         """Runs the job to its end, once; the output of process N goes to `logs`/process_N.log, too."""
 
-    def release(self, name: str) -> None:
-        """Gives back what the back end holds for a job that has ended, or whose launcher died."""
+    def reached(self, job: Job) -> int | None:
+        """The newest step whose checkpoint is whole in the job's workdir; None before the first, UNKNOWN where nobody can say."""
+
+    def release(self, job: Job) -> None:
+        """Gives back what the back end made for a job that has ended, or whose launcher died."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +80,11 @@ class Submitting(Launcher, Protocol):
     def look(self, handle: str) -> Seen:
         """How the job is."""
 
-    def logs(self, handle: str, follow: bool) -> Sequence[str] | None:
-        """A command that shows the output of all processes; None when it lies in the record."""
+    def point(self, handle: str, number: int, name: str) -> str:
+        """The scheduler's name for one job of a sweep."""
+
+    def logs(self, handle: str, follow: bool, since_s: float) -> Sequence[str] | None:
+        """A command that shows what all processes wrote in the last `since_s` seconds, or ever (0); None: the record has it."""
 
     def stop(self, handle: str) -> None:
         """Asks the scheduler to end the job."""
@@ -95,12 +102,12 @@ def refuse_secrets_of(job: Job, *kinds: str) -> None:
             raise UserError(f"--secret={name}: this back end looks up {allowed}, not {kind_of(reference)}")
 
 
-def refuse_flags(values: Mapping[str, object], why: str) -> None:
-    """Refuses what is set of `values`.
+def refuse_fields(job: Job, backend: str, *names: str) -> None:
+    """Refuses what a back end has no use for.
 
     Raises:
-      UserError: naming the first.
+      UserError: naming the first that is given.
     """
-    for name, value in values.items():
-        if value:
-            raise UserError(f"--{name}={value}: {why}")
+    for name in names:
+        if getattr(job, name):
+            raise UserError(f"--{name} says nothing to --backend={backend}; leave it out")

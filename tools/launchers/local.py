@@ -9,8 +9,9 @@ from pathlib import Path
 
 from tools.launchers.gang import Gang, Member
 from tools.launchers.job import Job, program
-from tools.launchers.launcher import Finding, refuse_secrets_of
+from tools.launchers.launcher import Finding, refuse_fields, refuse_secrets_of
 from tools.launchers.restarts import Ended
+from tools.launchers.running import newest_step
 from tools.launchers.secrets import known_here
 from trainer.distributed import jobs
 
@@ -21,18 +22,21 @@ class LocalLauncher:
 
     def placed(self, job: Job) -> Job:
         refuse_secrets_of(job, "kubernetes")
+        refuse_fields(job, "local", "topology", "venv", "port")
         return dataclasses.replace(
             job, processes=job.processes or 1, devices_per_process=job.devices_per_process or 1
         )
 
     def render(self, job: Job) -> dict[str, str]:
-        """The variables and the command of each process, quoted for a shell, a line each."""
+        """A script with the variables and the command of each process, a line each; `run` takes a free port."""
         command = shlex.join(program(job.command))
         lines = [
             " ".join([*(f"{name}={shlex.quote(value)}" for name, value in environment.items()), command])
-            for environment in (_environment(job, index, "127.0.0.1:PORT") for index in range(job.count))
+            for environment in (
+                _environment(job, index, f"127.0.0.1:{jobs.PORT}") for index in range(job.count)
+            )
         ]
-        return {"processes.sh": "\n".join(lines) + "\n"}
+        return {"processes.sh": "\n".join(["#!/bin/sh", *(f"{line} &" for line in lines), "wait"]) + "\n"}
 
     def doctor(self, job: Job) -> list[Finding]:
         return [Finding(f"program {program(job.command)[0]}")]
@@ -50,7 +54,10 @@ class LocalLauncher:
             ]
             return Gang(job, members, logs).run()
 
-    def release(self, name: str) -> None:
+    def reached(self, job: Job) -> int | None:
+        return newest_step(job)
+
+    def release(self, job: Job) -> None:
         """There is nothing to give back."""
 
 

@@ -1,7 +1,7 @@
 """Flags from fields: every back end says in its dataclass what it takes, and its flags, their help and their checks follow."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from absl import flags
@@ -44,6 +44,17 @@ def read(values: flags.FlagValues, backends: Mapping[str, type[_Options]], chose
     return backends[chosen](
         **{name: tuple(value) if isinstance(value, list) else value for name, value in read_values.items()}
     )
+
+
+def without_those_of_others(words: Sequence[str], backends: Mapping[str, type], chosen: str) -> list[str]:
+    """Arguments of a job's file, which may speak of several back ends, without those that are not for the one chosen."""
+    own = {field.name for field in dataclasses.fields(backends[chosen])} if chosen in backends else set()
+    others = {field.name for kind in backends.values() for field in dataclasses.fields(kind)} - own
+
+    def name(word: str) -> str:
+        return word.partition("=")[0].removeprefix("--")
+
+    return [word for word in words if not {name(word), name(word).removeprefix("no")} & others]
 
 
 def _field(owner: type, name: str) -> tuple[type, str, Any]:

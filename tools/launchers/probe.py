@@ -1,4 +1,4 @@
-"""What a host has, as one JSON object: its Python, the versions of what trains, and whether it sees a file that another host left.
+"""What a host has, as one JSON object: its Python, the versions of what trains, and what it sees of a job's workdir.
 
     python3 - ARGUMENT < probe.py
 
@@ -29,6 +29,12 @@ def _nearest(path: Path) -> Path:
     return next(place for place in (path, *path.parents) if place.is_dir())
 
 
+def _steps(workdir: Path) -> list[int]:
+    """Of the checkpoints that are whole, as `trainer.workdir` tells them."""
+    folders = workdir.glob("checkpoints/*/meta/metadata")
+    return sorted(int(file.parts[-3]) for file in folders if file.parts[-3].isdecimal())
+
+
 def main() -> None:
     """Answers on stdout."""
     asked: dict[str, Any] = json.loads(sys.argv[1])
@@ -37,12 +43,13 @@ def main() -> None:
         "packages": {package: _version(package) for package in asked["packages"]},
     }
     if asked["workdir"]:
-        place = _nearest((Path.cwd() / asked["folder"] / asked["workdir"]).absolute())
+        workdir = (Path.cwd() / asked["folder"] / asked["workdir"]).absolute()
+        place = _nearest(workdir)
         token = place / asked["token"]
         if asked["doing"] == "leave":
             with contextlib.suppress(OSError):
                 token.touch()
-        said |= {"place": str(place), "found": token.is_file()}
+        said |= {"place": str(place), "found": token.is_file(), "steps": _steps(workdir)}
         if asked["doing"] == "clean":
             token.unlink(missing_ok=True)
     print(json.dumps(said))

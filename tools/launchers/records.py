@@ -1,7 +1,8 @@
 """What is kept of a job with a name: a folder with how it was described, what was rendered for it, how it is, and all it wrote.
 
     RECORDS/NAME/job.json              the launcher's own arguments and the command, as given
-    RECORDS/NAME/state.json            how it is: which attempt, how far, with which code it ended
+    RECORDS/NAME/state.json            how it is: which attempt, with which code it ended
+    RECORDS/NAME/handle, stopped       its scheduler's name for it; that somebody asked to end it
     RECORDS/NAME/rendered/             the files that ran
     RECORDS/NAME/attempt_N/process_M.log
 
@@ -13,6 +14,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +24,8 @@ from typing import Any
 from serving.command import UserError
 from trainer import workdir
 
+_HANDLE, _STOPPED = "handle", "stopped"
+_POLL_S = 0.5
 _ATTEMPT = re.compile(r"attempt_(\d+)")
 
 
@@ -40,38 +44,59 @@ class Record:
 
     def describe(self, flags: Sequence[str], command: Sequence[str]) -> None:
         """Keeps how the job was asked for."""
-        self._write("job.json", {"flags": list(flags), "command": list(command)})
+        (self.folder / "job.json").write_text(described(flags, command), encoding="utf-8")
 
     def described(self) -> tuple[list[str], tuple[str, ...]]:
-        """(The launcher's own arguments, the command)."""
-        kept = json.loads((self.folder / "job.json").read_text(encoding="utf-8"))
-        return list(kept["flags"]), tuple(kept["command"])
+        """(The launcher's own arguments, the command).
+
+        Raises:
+          UserError: when somebody else wrote the file.
+        """
+        kept = self._read("job.json")
+        if not all(isinstance(kept.get(name), list) for name in ("flags", "command")):
+            raise UserError(f"{self.folder / 'job.json'} describes no job; remove {self.folder}")
+        return kept["flags"], tuple(kept["command"])
 
     def render(self, files: dict[str, str]) -> Path:
         """Writes what runs, in place of what an earlier job of this name ran; the folder."""
         folder = self.folder / "rendered"
-        for path in folder.glob("*"):
-            path.unlink()
+        shutil.rmtree(folder, ignore_errors=True)
         return write_files(folder, files)
 
     def note(self, **values: Any) -> None:
         """Adds to what is known of the job's state."""
         self._write("state.json", {**self.state(), **values, "since_s": round(time.time())})
 
-    def begin(self, backend: str) -> None:
-        """Notes that a launcher begins with the job: nothing of an earlier one's end is left."""
-        self._write(
-            "state.json",
-            {"backend": backend, "state": "starting", "pid": os.getpid(), "host": socket.gethostname()},
-        )
+    def begin(self, backend: str, sweep: str = "") -> None:
+        """Notes that a launcher begins with the job, one of a sweep perhaps: nothing of an earlier one's end is left."""
+        for name in (_HANDLE, _STOPPED):
+            (self.folder / name).unlink(missing_ok=True)
+        about = {"backend": backend, "sweep": sweep, "state": "starting"}
+        self._write("state.json", {**about, "pid": os.getpid(), "host": socket.gethostname()})
+
+    # A scheduler may already run the job, which notes its state: these two have files of their own.
+
+    @property
+    def handle(self) -> str:
+        """The scheduler's name for the job, "" where it was not handed over."""
+        file = self.folder / _HANDLE
+        return file.read_text(encoding="utf-8") if file.is_file() else ""
+
+    @handle.setter
+    def handle(self, text: str) -> None:
+        (self.folder / _HANDLE).write_text(text, encoding="utf-8")
+
+    @property
+    def stopped(self) -> bool:
+        """Whether somebody has asked the scheduler to end the job."""
+        return (self.folder / _STOPPED).is_file()
+
+    def mark_stopped(self) -> None:
+        (self.folder / _STOPPED).touch()
 
     def state(self) -> dict[str, Any]:
         """What was noted; empty before the first time."""
-        with contextlib.suppress(FileNotFoundError):
-            kept = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
-            assert isinstance(kept, dict)
-            return kept
-        return {}
+        return self._read("state.json") if (self.folder / "state.json").is_file() else {}
 
     def attempts(self) -> list[Path]:
         """The folders of its attempts, oldest first."""
@@ -80,15 +105,16 @@ class Record:
 
     def next_attempt(self) -> Path:
         """A new folder for the output of the next attempt."""
-        number = len(self.attempts())
+        before = self.attempts()
+        number = int(before[-1].name.removeprefix("attempt_")) + 1 if before else 0
         folder = self.folder / f"attempt_{number}"
         folder.mkdir(parents=True)
-        self.note(state="running", attempt=number)
+        self.note(state="running", attempt=number, code=None, reason="")
         return folder
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Keeps the record for this launcher.
+    def held(self, patience_s: float = 0.0) -> Iterator[None]:
+        """Keeps the record for this launcher; another that holds it has so long to end.
 
         Raises:
           UserError: when another launcher runs a job of this name, or no folder can be made.
@@ -99,6 +125,9 @@ class Record:
             raise UserError(
                 f"{self.folder}: {error.strerror}; give --records a folder that can be written"
             ) from error
+        deadline_s = time.monotonic() + patience_s
+        while self.is_held() and time.monotonic() < deadline_s:
+            time.sleep(_POLL_S)
         with workdir.hold(self.folder, "running a job of this name", instead="give this one another --name"):
             yield
 
@@ -106,11 +135,25 @@ class Record:
         """Whether its launcher lives."""
         return workdir.is_held(self.folder)
 
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            kept = json.loads((self.folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.folder / name} cannot be read ({error}); remove {self.folder}") from error
+        if not isinstance(kept, dict):
+            raise UserError(f"{self.folder / name} holds no record of a job; remove {self.folder}")
+        return kept
+
     def _write(self, name: str, value: dict[str, Any]) -> None:
         # Whole or not at all: others read while this is written.
         partial = self.folder / f".{name}"
         partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
         partial.replace(self.folder / name)
+
+
+def described(flags: Sequence[str], command: Sequence[str]) -> str:
+    """The text of job.json."""
+    return json.dumps({"flags": list(flags), "command": list(command)}, indent=2) + "\n"
 
 
 def write_files(folder: Path, files: dict[str, str]) -> Path:
@@ -122,6 +165,7 @@ def write_files(folder: Path, files: dict[str, str]) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror}; give a folder that can be written") from error

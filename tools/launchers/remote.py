@@ -4,6 +4,7 @@ Nothing of a job passes through a shell: a host is asked to run `attended`, whic
 """
 
 import concurrent.futures
+import dataclasses
 import json
 import secrets as random_tokens
 import shlex
@@ -15,12 +16,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from serving.command import UserError
+from tools.launchers import programs
 from tools.launchers.gang import Member
 from tools.launchers.job import Job
 from tools.launchers.launcher import Finding
+from tools.launchers.restarts import UNKNOWN
 from tools.launchers.secrets import files, from_environment
 
-CODE = Path(__file__).resolve().parents[2]
 COMPARED = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _AT_ONCE = 16  # hosts that are asked at the same time
 _PATIENCE_S = 120
@@ -43,154 +45,212 @@ class Reach(Protocol):
         """The command that runs `words` on a host, with the stdin and the exit code of the command."""
 
 
-def told(job: Job, index: int, coordinator: str, folder: str) -> dict[str, Any]:
-    """What `attended` is told of process `index`, without the values of secrets."""
-    return {
-        "command": list(job.command_on_host()),
-        "folder": folder,
-        "env": job.environment(index, coordinator),
-        "secret_files": files(job.secrets),
-        "grace_s": job.grace_s,
-        "silence_s": _SILENCE_S,
-    }
+@dataclasses.dataclass(frozen=True)
+class Hosts:
+    """The hosts of a job, which numbers tell apart: process N runs on host N."""
 
+    job: Job
+    reach: Reach
 
-def members(job: Job, reach: Reach, coordinator: str) -> list[Member]:
-    """The processes of `job`, one on each host."""
-    values = from_environment(job.secrets)
-    jobs = [told(job, index, coordinator, reach.folder) for index in range(job.count)]
-    for one in jobs:
-        one["env"] |= values
-    command = python(job, reach.folder), f"{reach.folder}/tools/launchers/attended.py"
-    return [
-        Member(reach.shell(index, command), {}, json.dumps(one), lost_code=_LOST)
-        for index, one in enumerate(jobs)
-    ]
+    def members(self, coordinator: str) -> list[Member]:
+        """The processes of the job, with the secrets that are variables here."""
+        values = from_environment(self.job.secrets)
+        members = []
+        for index in range(self.job.count):
+            told = self._told(index, coordinator)
+            told["env"] |= values
+            members.append(Member(self._attended(index), {}, json.dumps(told), lost_code=_LOST))
+        return members
 
+    def rendered(self, coordinator: str) -> dict[str, str]:
+        """What every process is told, and the script that runs them; secrets of the launcher's environment are left out."""
+        indices = range(self.job.count)
+        told = {
+            f"process_{index}.json": json.dumps(self._told(index, coordinator)) + "\n" for index in indices
+        }
+        alive = "while sleep 5; do echo; done"
+        lines = [
+            f"{{ cat process_{index}.json; {alive}; }} | {shlex.join(self._attended(index))} &"
+            for index in indices
+        ]
+        return {
+            **told,
+            "processes.sh": "\n".join(["#!/bin/sh", 'cd "$(dirname "$0")" || exit', *lines, "wait"]) + "\n",
+        }
 
-def rendered(job: Job, reach: Reach, coordinator: str) -> dict[str, str]:
-    """What every process is told, and the command that runs it."""
-    command = python(job, reach.folder), f"{reach.folder}/tools/launchers/attended.py"
-    files = {
-        f"process_{index}.json": json.dumps(told(job, index, coordinator, reach.folder), indent=2) + "\n"
-        for index in range(job.count)
-    }
-    lines = [
-        f"{shlex.join(reach.shell(index, command))} < process_{index}.json  # and signs of life"
-        for index in range(job.count)
-    ]
-    return {**files, "processes.sh": "\n".join(lines) + "\n"}
+    def python(self) -> str:
+        """The hosts' Python, from their home folder; a relative virtual environment lies in the folder of the code."""
+        venv = self.job.venv
+        if not venv:
+            return "python3"
+        return f"{venv if venv.startswith('/') else f'{self.reach.folder}/{venv}'}/bin/python"
 
+    def require_reached(self) -> None:
+        """Refuses hosts that do not answer.
 
-def python(job: Job, folder: str) -> str:
-    """The Python of the hosts, from their home folder; a relative virtual environment lies in the folder of the code."""
-    if not job.venv:
-        return "python3"
-    return f"{job.venv if job.venv.startswith('/') else f'{folder}/{job.venv}'}/bin/python"
+        Raises:
+          UserError: naming the first of them.
+        """
+        _refuse(self.look_at_reach())
 
+    def require_versions(self) -> None:
+        """Refuses hosts whose Python or packages differ; raises as `require_reached` does."""
+        _refuse(self.look_at_versions())
 
-def require_checkout() -> None:
-    """Refuses to ship what is no checkout.
+    def require_shared_workdir(self) -> None:
+        """Refuses a workdir that the hosts do not share; raises as `require_reached` does."""
+        _refuse(self.look_at_workdir())
 
-    Raises:
-      UserError: when the launcher was installed otherwise.
-    """
-    if not (CODE / "pyproject.toml").is_file():
-        raise UserError(
-            "there is no checkout here to ship to the hosts; launch from one, or give --noship where they have Vitforge"
+    def wait_until_reached(self, patience_s: float) -> str:
+        """Stays until every host answers; "", or what the first says that does not in time."""
+        deadline_s, said = time.monotonic() + patience_s, ""
+        while silent := [one for one in self.look_at_reach() if one.problem]:
+            problem = f"{silent[0].what}: {silent[0].problem}"
+            if time.monotonic() > deadline_s:
+                print(f"error: {problem}, for {patience_s:g} s (--wait_s)", file=sys.stderr, flush=True)
+                return problem
+            if problem != said:
+                print(f"[launch] waiting: {problem}", file=sys.stderr, flush=True)
+            said = problem
+            time.sleep(_POLL_S)
+        return ""
+
+    def reached(self) -> int | None:
+        """The newest step in the workdir, as host 0 sees it; UNKNOWN when it does not say."""
+        workdir = self.job.option("workdir")
+        if not workdir:
+            return None
+        answer = self._ask(0, workdir)
+        return UNKNOWN if isinstance(answer, str) else max(answer["steps"], default=None)
+
+    def look_at_reach(self) -> list[Finding]:
+        """Of every host: whether it answers."""
+
+        def look(index: int) -> Finding:
+            what = f"host {self.reach.host(index)}"
+            try:
+                done = programs.run(*self.reach.shell(index, ("true",)), timeout_s=_PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                return Finding(what, f"did not answer within {_PATIENCE_S} s", "see that it runs")
+            remedy = "see that it runs, and that this machine may log in to it without a password"
+            return (
+                Finding(what, f"does not answer ({programs.last_line(done)})", remedy)
+                if done.returncode
+                else Finding(what)
+            )
+
+        return on_all(self.job.count, look)
+
+    def look_at_versions(self) -> list[Finding]:
+        """Of every host: whether it has a Python with what host 0 has."""
+        answers = on_all(self.job.count, lambda index: self._ask(index, ""))
+        findings = []
+        for index, answer in enumerate(answers):
+            what = f"host {self.reach.host(index)}"
+            if isinstance(answer, str):
+                remedy = "name the hosts' environment with --venv, or install Python there"
+                findings.append(Finding(what, f"cannot run {self.python()} ({answer})", remedy))
+                continue
+            findings.append(self._against_first(what, answer, answers[0]))
+            if self._trains() and not answer["packages"]["jax"]:
+                remedy = "install Vitforge there (pip install 'vitforge[train]'), or name its environment with --venv"
+                findings.append(Finding(what, f"{self.python()} has no jax", remedy))
+        return findings
+
+    def _against_first(self, what: str, answer: Mapping[str, Any], first: Any) -> Finding:
+        if isinstance(first, str):
+            return Finding(what)
+        pairs = [("Python", answer["python"], first["python"])]
+        pairs += [(package, answer["packages"][package], first["packages"][package]) for package in COMPARED]
+        for package, here, there in pairs:
+            if here != there:
+                problem = (
+                    f"has {package} {here or 'not at all'}, and {self.reach.host(0)} has {there or 'none'}"
+                )
+                return Finding(what, problem, "give all hosts the same versions (constraints.txt locks them)")
+        return Finding(f"{what}: Python {answer['python']}, jax {answer['packages']['jax'] or 'none'}")
+
+    def look_at_workdir(self) -> list[Finding]:
+        """Whether a file that host 0 leaves beside the workdir is seen by the others."""
+        workdir = self.job.option("workdir")
+        if not workdir or self.job.count == 1:
+            return []
+        what, token = f"workdir {workdir}", f".vitforge-{random_tokens.token_hex(8)}"
+        left = self._ask(0, workdir, token, "leave")
+        try:
+            if isinstance(left, str) or not left["found"]:
+                where = left if isinstance(left, str) else f"{left['place']} may not be written"
+                return [Finding(what, f"host {self.reach.host(0)}: {where}", "give another --workdir")]
+            others = on_all(self.job.count - 1, lambda index: self._ask(index + 1, workdir, token, "find"))
+        finally:
+            self._ask(0, workdir, token, "clean")
+        blind = [
+            self.reach.host(index)
+            for index, answer in enumerate(others, start=1)
+            if isinstance(answer, str) or not answer["found"]
+        ]
+        if not blind:
+            return [Finding(f"{what} is shared")]
+        problem = f"{', '.join(blind)} does not see what {self.reach.host(0)} wrote in {left['place']}"
+        return [Finding(what, problem, "give a folder that all hosts share")]
+
+    def look_at_port(self, coordinator: str) -> list[Finding]:
+        """Whether the other hosts reach the coordinator's port on host 0."""
+        address, _, port = coordinator.rpartition(":")
+        listen = self.reach.shell(0, (self.python(), "-c", _LISTEN, port))
+        with subprocess.Popen(
+            listen, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as server:
+            assert server.stdout is not None
+            if "listening" not in server.stdout.readline():
+                problem = f"{self.reach.host(0)} cannot listen there"
+                return [Finding(f"port {port}", problem, "choose another with --port")]
+            calls = on_all(self.job.count - 1, lambda index: self._calls(index + 1, address, port))
+            server.communicate()
+        deaf = [self.reach.host(index) for index, heard in enumerate(calls, start=1) if not heard]
+        if not deaf:
+            return [Finding(f"port {port} of {address} is reached by all")]
+        remedy = "open the port between the hosts, choose another with --port, or name an address with --coordinator"
+        return [Finding(f"coordinator {coordinator}", f"{', '.join(deaf)} does not reach it", remedy)]
+
+    def _calls(self, index: int, address: str, port: str) -> bool:
+        return (
+            programs.run(*self.reach.shell(index, (self.python(), "-c", _CALL, address, port))).returncode
+            == 0
         )
 
+    def _ask(self, index: int, workdir: str, token: str = "", doing: str = "") -> dict[str, Any] | str:
+        """What `probe` says on a host, or why it says nothing."""
+        asked = {"folder": self.reach.folder, "workdir": workdir, "token": token, "doing": doing}
+        command = self.reach.shell(index, (self.python(), "-", json.dumps({**asked, "packages": COMPARED})))
+        probe = Path(__file__).with_name("probe.py").read_text(encoding="utf-8")
+        try:
+            done = programs.run(*command, told=probe, timeout_s=_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            return f"no answer within {_PATIENCE_S} s"
+        if done.returncode:
+            return programs.last_line(done)
+        # A login shell may have words of its own, before and after.
+        answers = [line for line in done.stdout.splitlines() if line.startswith('{"python"')]
+        return json.loads(answers[-1]) if answers else "it did not say what it has"
 
-def require_answers(job: Job, reach: Reach) -> None:
-    """Refuses hosts that do not answer, or whose Python or packages differ.
+    def _attended(self, index: int) -> tuple[str, ...]:
+        return self.reach.shell(index, (self.python(), f"{self.reach.folder}/tools/launchers/attended.py"))
 
-    Raises:
-      UserError: naming the first of them.
-    """
-    _refuse(look_at_versions(job, reach))
+    def _told(self, index: int, coordinator: str) -> dict[str, Any]:
+        """What `attended` is told of process `index`, without the secrets that are variables here."""
+        return {
+            "command": list(self.job.command_on_host()),
+            "folder": self.reach.folder,
+            "env": self.job.environment(index, coordinator),
+            "secret_files": files(self.job.secrets),
+            "grace_s": self.job.grace_s,
+            "silence_s": _SILENCE_S,
+        }
 
-
-def wait_for_answers(job: Job, reach: Reach, patience_s: float) -> str:
-    """Stays until every host answers; "", or what those say that do not in time."""
-    deadline_s, said = time.monotonic() + patience_s, ""
-    while True:
-        silent = [one for one in look_at_versions(job, reach) if one.problem]
-        if not silent:
-            return ""
-        problem = f"{silent[0].what}: {silent[0].problem}"
-        if time.monotonic() > deadline_s:
-            print(f"error: {problem}, for {patience_s:g} s (--wait_s)", file=sys.stderr, flush=True)
-            return problem
-        if problem != said:
-            print(f"[launch] waiting, {problem}", file=sys.stderr, flush=True)
-        said = problem
-        time.sleep(_POLL_S)
-
-
-def require_shared_workdir(job: Job, reach: Reach) -> None:
-    """Refuses a workdir that the hosts do not share; raises as `require_answers` does."""
-    _refuse(look_at_workdir(job, reach))
-
-
-def _refuse(findings: Sequence[Finding]) -> None:
-    for finding in findings:
-        if finding.problem:
-            raise UserError(f"{finding.what}: {finding.problem}; {finding.remedy}")
-
-
-def look_at_versions(job: Job, reach: Reach) -> list[Finding]:
-    """Of every host: whether it answers, and has what host 0 has."""
-    answers = on_all(job.count, lambda index: _ask(job, reach, index, "", "", ""))
-    findings, first = [], answers[0]
-    for index, answer in enumerate(answers):
-        what = f"host {reach.host(index)}"
-        if isinstance(answer, str):
-            findings.append(Finding(what, answer, "see that it runs, and that this machine may log in to it"))
-            continue
-        findings.append(_against_first(what, answer, first, reach.host(0)))
-        if _trains(job) and not answer["packages"]["jax"]:
-            remedy = (
-                "install Vitforge there (pip install 'vitforge[train]'), or name its environment with --venv"
-            )
-            findings.append(Finding(what, f"{python(job, reach.folder)} has no jax", remedy))
-    return findings
-
-
-def _against_first(what: str, answer: Mapping[str, Any], first: Any, name: str) -> Finding:
-    if isinstance(first, str):
-        return Finding(what)
-    pairs = [("Python", answer["python"], first["python"])]
-    pairs += [(package, answer["packages"][package], first["packages"][package]) for package in COMPARED]
-    for package, here, there in pairs:
-        if here != there:
-            problem = f"has {package} {here or 'not at all'}, and {name} has {there or 'none'}"
-            return Finding(what, problem, "give all hosts the same versions (constraints.txt locks them)")
-    return Finding(f"{what}: Python {answer['python']}, jax {answer['packages']['jax'] or 'none'}")
-
-
-def look_at_workdir(job: Job, reach: Reach) -> list[Finding]:
-    """Whether a file that host 0 leaves beside the workdir is seen by the others."""
-    workdir = job.option("workdir")
-    if not workdir or job.count == 1:
-        return []
-    token = f".vitforge-{random_tokens.token_hex(8)}"
-    left = _ask(job, reach, 0, workdir, token, "leave")
-    try:
-        if isinstance(left, str) or not left["found"]:
-            where = left if isinstance(left, str) else f"{left['place']} may not be written"
-            return [Finding(f"workdir {workdir}", f"host {reach.host(0)}: {where}", "give another --workdir")]
-        others = on_all(job.count - 1, lambda index: _ask(job, reach, index + 1, workdir, token, "find"))
-    finally:
-        _ask(job, reach, 0, workdir, token, "clean")
-    blind = [
-        reach.host(index)
-        for index, answer in enumerate(others, start=1)
-        if isinstance(answer, str) or not answer["found"]
-    ]
-    if not blind:
-        return [Finding(f"workdir {workdir} is shared")]
-    problem = f"{', '.join(blind)} does not see what {reach.host(0)} wrote in {left['place']}"
-    return [Finding(f"workdir {workdir}", problem, "give a folder that all hosts share")]
+    def _trains(self) -> bool:
+        words = self.job.command
+        return "-m" in words[:2] and len(words) > 2 and words[2].startswith("trainer.")
 
 
 _LISTEN = """
@@ -205,67 +265,13 @@ socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=10).close()
 """
 
 
-def look_at_port(job: Job, reach: Reach, coordinator: str) -> list[Finding]:
-    """Whether the other hosts reach the coordinator's port on host 0."""
-    address, _, port = coordinator.rpartition(":")
-    listen = reach.shell(0, (python(job, reach.folder), "-c", _LISTEN, port))
-    with subprocess.Popen(
-        listen, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as server:
-        assert server.stdout is not None
-        if "listening" not in server.stdout.readline():
-            problem = f"{reach.host(0)} cannot listen there"
-            return [Finding(f"port {port}", problem, "choose another with --port")]
-        calls = on_all(job.count - 1, lambda index: _calls(job, reach, index + 1, address, port))
-        server.communicate()
-    deaf = [reach.host(index) for index, heard in enumerate(calls, start=1) if not heard]
-    if not deaf:
-        return [Finding(f"port {port} of {address} is reached by all")]
-    remedy = (
-        "open the port between the hosts, choose another with --port, or name an address with --coordinator"
-    )
-    return [Finding(f"coordinator {coordinator}", f"{', '.join(deaf)} does not reach it", remedy)]
-
-
-def _calls(job: Job, reach: Reach, index: int, address: str, port: str) -> bool:
-    call = reach.shell(index, (python(job, reach.folder), "-c", _CALL, address, port))
-    return subprocess.run(call, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 0
-
-
-def _ask(job: Job, reach: Reach, index: int, workdir: str, token: str, doing: str) -> dict[str, Any] | str:
-    """What `probe` says on a host, or why it could not be asked."""
-    asked = {
-        "packages": COMPARED,
-        "folder": reach.folder,
-        "workdir": workdir,
-        "token": token,
-        "doing": doing,
-    }
-    command = reach.shell(index, (python(job, reach.folder), "-", json.dumps(asked)))
-    probe = Path(__file__).with_name("probe.py").read_text(encoding="utf-8")
-    try:
-        done = subprocess.run(
-            command, input=probe, capture_output=True, text=True, timeout=_PATIENCE_S, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return f"did not answer within {_PATIENCE_S} s"
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        return (
-            f"does not answer ({last})"
-            if done.returncode == _LOST
-            else f"cannot run {python(job, reach.folder)} ({last})"
-        )
-    answer = json.loads(done.stdout.splitlines()[-1])
-    assert isinstance(answer, dict)
-    return answer
+def _refuse(findings: Sequence[Finding]) -> None:
+    for finding in findings:
+        if finding.problem:
+            raise UserError(f"{finding.what}: {finding.problem}; {finding.remedy}")
 
 
 def on_all(count: int, ask: Callable[[int], Any]) -> list[Any]:
     """`ask` of every host, some at the same time, in their order."""
     with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
         return list(pool.map(ask, range(count)))
-
-
-def _trains(job: Job) -> bool:
-    return "-m" in job.command[:2] and job.command[2:3][0].startswith("trainer.")

@@ -14,6 +14,7 @@ NOT_COUNTED = frozenset({ExitCode.PREEMPTED})
 COUNTED = frozenset({ExitCode.STALLED, ExitCode.LOST_PEER}) | RUNTIME_DEATHS
 WITHOUT_PROGRESS = 3  # starts in a row that get no further end a job
 _LONGEST_WAIT_S = 60.0
+UNKNOWN = -1  # in place of a step
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ def supervised(
 ) -> int:
     """Attempts until the job is done or is not to be attempted again; its last exit code.
 
-    `reached` is the newest step whose checkpoint is whole, None where there is none.
+    `reached` is the newest step whose checkpoint is whole, None where there is none, and UNKNOWN where that could not be seen: no
+    sign that the job got no further.
     """
     counted, idle, last = 0, 0, reached()
     while True:
@@ -51,7 +53,8 @@ def supervised(
         if not restarts.most or ended.final or ended.code not in NOT_COUNTED | COUNTED:
             return ended.code
         now = reached()
-        idle, last = (idle + 1 if now == last else 0), now
+        if now != UNKNOWN:
+            idle, last = (idle + 1 if now == last else 0), now
         counted += ended.code in COUNTED
         if counted > restarts.most:
             say(
@@ -68,4 +71,6 @@ def supervised(
 
 
 def _place(step: int | None) -> str:
+    if step == UNKNOWN:
+        return "where it was"
     return "the beginning" if step is None else f"step {step}"

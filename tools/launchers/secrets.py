@@ -55,8 +55,8 @@ def known_here(secrets: Mapping[str, str]) -> dict[str, str]:
     for name, path in files(secrets).items():
         try:
             values[name] = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise UserError(
-                f"--secret={name}=file:{path}: {error.strerror}; give a file that can be read"
+                f"--secret={name}=file:{path}: {error}; give a text file that can be read"
             ) from error
     return values

@@ -6,38 +6,41 @@ environment lie on the cluster's shared file system.
 """
 
 import dataclasses
+import json
 import os
 import shlex
-import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 from serving.command import ExitCode, UserError
+from tools.launchers import programs
 from tools.launchers.gang import Gang, Member
-from tools.launchers.job import PYTHON, Job
-from tools.launchers.launcher import Finding, Seen, refuse_secrets_of
+from tools.launchers.job import PYTHON, Job, table_code
+from tools.launchers.launcher import Finding, Seen, refuse_fields, refuse_secrets_of
 from tools.launchers.restarts import Ended
+from tools.launchers.running import newest_step, say
 from tools.launchers.secrets import known_here
 from trainer.distributed import jobs
 
-_PROGRAMS = ("sbatch", "srun", "squeue", "scancel", "scontrol")
+_PROGRAMS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
+_LOGIN = "launch from a login node of the cluster"
 _PORTS = 1000  # beyond the first, for jobs that share a host
 _RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT")
+_TASK = Path(__file__).with_name("task.py")
 
 
 @dataclasses.dataclass(frozen=True)
 class SlurmLauncher:
     """One task for each process."""
 
-    partition: Annotated[str, "to ask for; empty: the cluster's own"] = ""
-    account: Annotated[str, "that pays"] = ""
-    time_limit: Annotated[str, "of the job, as Slurm writes it, such as 12:00:00"] = ""
-    save_s: Annotated[
-        int, "before the end of the time, that the trainer is asked to save and is requeued"
-    ] = 120
+    partition: Annotated[str, "partition to ask for; empty: the cluster's own"] = ""
+    account: Annotated[str, "account that pays"] = ""
+    time_limit: Annotated[str, "longest time of the job, as Slurm writes it, such as 12:00:00"] = ""
+    save_s: Annotated[int, "seconds before that time at which the trainer saves and the job is requeued"] = (
+        120
+    )
     tasks_per_node: Annotated[int, "processes on each node"] = 1
     parallel: Annotated[int, "jobs of a sweep that run at the same time; 0: as many as Slurm lets"] = 0
     sbatch: Annotated[
@@ -46,8 +49,7 @@ class SlurmLauncher:
 
     def placed(self, job: Job) -> Job:
         refuse_secrets_of(job, "kubernetes", "env")
-        if job.timeout_s:
-            raise UserError("--timeout_s is not for Slurm; give --time_limit")
+        refuse_fields(job, "slurm", "topology", "timeout_s")
         for option in self.sbatch:
             if not option.startswith("-") or "\n" in option:
                 raise UserError(f"--sbatch={option} is no option of sbatch, such as --gpus-per-task=4")
@@ -57,99 +59,96 @@ class SlurmLauncher:
         return self.render_all([job], job.name)
 
     def render_all(self, points: Sequence[Job], name: str) -> dict[str, str]:
-        """The batch script of one job, or of the array that a sweep is."""
-        array = len(points) > 1
+        """The batch script of one job, or of the array that a sweep called `name` is."""
+        array = points[0].name != name
         which = f"{name}-$SLURM_ARRAY_TASK_ID" if array else name
         attend = shlex.join((self._python(points[0]), "-m", "tools.launch", "attend"))
         lines = [
             "#!/bin/bash",
-            *(f"#SBATCH {option}" for option in self._options(points[0], name, len(points))),
+            *(f"#SBATCH {option}" for option in self._options(points[0], name, len(points) if array else 0)),
             "",
             f'exec {attend} "--records=$VITFORGE_RECORDS" "--name={which}"',
         ]
-        return {
-            "job.sbatch": "\n".join(lines) + "\n",
-            "submit.sh": 'sbatch --parsable --export=ALL,VITFORGE_RECORDS="$PWD" job.sbatch\n',
-        }
+        submit = (
+            "#!/bin/sh",
+            "# To be run in the root of the code, on a file system that the nodes share.",
+            'here=$(cd "$(dirname "$0")" && pwd)',
+            'exec sbatch --parsable --export=ALL,VITFORGE_RECORDS="$here/records" "$here/job.sbatch"',
+        )
+        return {"job.sbatch": "\n".join(lines) + "\n", "submit.sh": "\n".join(submit) + "\n"}
 
     def doctor(self, job: Job) -> list[Finding]:
-        missing = [name for name in _PROGRAMS if not shutil.which(name)]
-        if missing:
-            remedy = "launch from a login node of the cluster"
-            return [Finding(f"program {name}", "is not on this machine", remedy) for name in missing]
-        answered = subprocess.run(["sinfo", "--noheader"], capture_output=True, text=True, check=False)
-        if answered.returncode:
-            return [
-                Finding(
-                    "Slurm",
-                    _last(answered.stderr),
-                    "see that slurmctld runs, with the cluster's administrator",
-                )
-            ]
-        return [Finding("Slurm answers")]
+        if missing := programs.missing(*_PROGRAMS, remedy=_LOGIN):
+            return missing
+        asked = [f"--partition={self.partition}"] if self.partition else []
+        answered = programs.run("sinfo", "--noheader", "--format=%P %a %D %T", *asked)
+        what = f"partition {self.partition}" if self.partition else "Slurm"
+        if answered.returncode or not answered.stdout.strip():
+            said = (
+                programs.last_line(answered) if answered.returncode else "the cluster has none of this name"
+            )
+            return [Finding(what, said, "ask the cluster's administrator, or give another --partition")]
+        return [Finding(f"{what}: {'; '.join(answered.stdout.strip().splitlines())}")]
 
     def submit(self, points: Sequence[Job], name: str, rendered: Path) -> str:
         """Hands the batch script to Slurm; the job's number."""
-        if not shutil.which("sbatch"):
-            raise UserError("there is no sbatch here; launch from a login node of the cluster")
-        records = rendered.parents[1]
-        output = rendered.parent / ("slurm-%A_%a.log" if len(points) > 1 else "slurm-%j.log")
-        given = (f"--export=ALL,VITFORGE_RECORDS={records}", f"--output={output}")
-        command = ["sbatch", "--parsable", *given, str(rendered / "job.sbatch")]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        programs.require_there("sbatch", remedy=_LOGIN)
+        record = rendered.parent
+        output = record / ("slurm-%A_%a.log" if points[0].name != name else "slurm-%j.log")
+        given = (f"--export=ALL,VITFORGE_RECORDS={record.parent}", f"--output={output}")
+        done = programs.run("sbatch", "--parsable", *given, str(rendered / "job.sbatch"))
         if done.returncode:
-            raise UserError(f"Slurm refused the job: {_last(done.stderr)}")
+            raise UserError(f"Slurm refused the job: {programs.last_line(done)}")
         return done.stdout.strip().partition(";")[0]
 
+    def point(self, handle: str, number: int, name: str) -> str:
+        return f"{handle}_{number}"
+
     def look(self, handle: str) -> Seen:
-        command = ["squeue", "--noheader", f"--jobs={handle}", "--format=%T %r"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = programs.run("squeue", "--noheader", f"--jobs={handle}", "--format=%T %r")
         if done.returncode and "Invalid job id" not in done.stderr:
-            raise UserError(f"Slurm does not answer: {_last(done.stderr)}")
-        lines = done.stdout.split("\n")[:-1]
+            raise UserError(f"Slurm does not answer: {programs.last_line(done)}")
+        lines = done.stdout.strip().splitlines()
         if not lines:
             return Seen("ended", "not in the queue any more")
-        words = ", ".join(sorted(set(lines)))
-        return Seen("running" if any(line.split()[0] in _RUNNING for line in lines) else "waiting", words)
+        running = any(line.split()[0] in _RUNNING for line in lines)
+        return Seen("running" if running else "waiting", ", ".join(sorted(set(lines))))
 
-    def logs(self, handle: str, follow: bool) -> None:
+    def logs(self, handle: str, follow: bool, since_s: float) -> None:
         """Output lies in the record."""
 
     def stop(self, handle: str) -> None:
-        done = subprocess.run(["scancel", handle], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise UserError(f"Slurm did not cancel job {handle}: {_last(done.stderr)}")
+        programs.require("scancel", handle)
 
     def prepare(self, job: Job) -> None:
         """Slurm has prepared everything when the script begins."""
 
     def attempt(self, job: Job, logs: Path | None) -> Ended:
         """In the batch script: runs the tasks of the job, once; what was preempted is given back to Slurm's queue."""
-        output = [f"--output={logs}/process_%t.log", "--open-mode=append"] if logs else []
-        python = job.command[0] in PYTHON
-        words = (self._python(job), *job.command[1:]) if python else job.command
-        srun = Member(("srun", "--kill-on-bad-exit=1", *output, *words), self._environment(job), name="srun")
-        ended = Gang(job, [srun]).run()
+        assert logs
+        output = (f"--output={logs}/process_%t.log", "--open-mode=append")
+        words = (self._python(job), *job.command[1:]) if job.command[0] in PYTHON else job.command
+        task = (self._python(job), str(_TASK), str(logs), *words)
+        srun = Member(("srun", "--kill-on-bad-exit=1", *output, *task), self._environment(job), name="srun")
+        ended = _as_first(Gang(job, [srun]).run(), logs, job.count)
         if ended.code != ExitCode.PREEMPTED:
             return ended
         # Who ended this script, too, has decided what becomes of the job: a requeue of its own, or a person's scancel.
         if not ended.final or _out_of_time():
-            _requeue()
+            ended = dataclasses.replace(ended, reason=_requeue() or ended.reason)
         return dataclasses.replace(ended, final=True)
 
-    def release(self, name: str) -> None:
-        """There is nothing to give back."""
+    def reached(self, job: Job) -> int | None:
+        return newest_step(job)
+
+    def release(self, job: Job) -> None:
+        """The allocation ends with the script."""
 
     def _environment(self, job: Job) -> dict[str, str]:
         port = job.port or jobs.PORT + int(os.environ["SLURM_JOB_ID"]) % _PORTS
         devices = {"JAX_NUM_CPU_DEVICES": str(job.devices_per_process)} if job.devices_per_process else {}
-        return {
-            "PYTHONUNBUFFERED": "1",
-            **devices,
-            **job.env,
-            jobs.OWN_PORT: str(port),
-            **known_here(job.secrets),
-        }
+        own = {"PYTHONUNBUFFERED": "1", **devices, **job.env, jobs.OWN_PORT: str(port)}
+        return own | known_here(job.secrets)
 
     def _options(self, job: Job, name: str, points: int) -> list[str]:
         at_once = f"%{self.parallel}" if self.parallel else ""
@@ -161,7 +160,7 @@ class SlurmLauncher:
             "account": self.account,
             "time": self.time_limit,
             "signal": f"TERM@{self.save_s}" if self.time_limit else "",
-            "array": f"0-{points - 1}{at_once}" if points > 1 else "",
+            "array": f"0-{points - 1}{at_once}" if points else "",
             "open-mode": "append",
         }
         given = [f"--{key}={shlex.quote(value)}" for key, value in options.items() if value]
@@ -169,6 +168,21 @@ class SlurmLauncher:
 
     def _python(self, job: Job) -> str:
         return f"{job.venv}/bin/python" if job.venv else sys.executable
+
+
+def _as_first(ended: Ended, logs: Path, tasks: int) -> Ended:
+    """How the step ended: as the task that failed first, when each has noted its end.
+
+    One that was killed with its note unwritten leaves srun's code, the highest of all, which is then that of the death.
+    """
+    notes = [(file, json.loads(file.read_text(encoding="utf-8"))) for file in logs.glob("ended_*.json")]
+    failed = sorted((note["at_s"], file.stem, note["code"]) for file, note in notes if note["code"])
+    if not failed or len(notes) < tasks:
+        return ended
+    _, name, code = failed[0]
+    reason = f"process {name.removeprefix('ended_')} of {tasks} failed first, with exit code {code}"
+    say(reason)
+    return dataclasses.replace(ended, code=table_code(code), reason=reason)
 
 
 def _this_job() -> str:
@@ -179,14 +193,14 @@ def _this_job() -> str:
 
 def _out_of_time() -> bool:
     """Whether Slurm ends this job because its time is over."""
-    command = ["scontrol", "show", "job", _this_job()]
-    return "Reason=TimeLimit" in subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return "Reason=TimeLimit" in programs.run("scontrol", "show", "job", _this_job()).stdout
 
 
-def _requeue() -> None:
-    """Gives this job back to the queue; Slurm, when it was that who preempted, may have done so already."""
-    subprocess.run(["scontrol", "requeue", _this_job()], capture_output=True, check=False)
-
-
-def _last(text: str) -> str:
-    return (text.strip().splitlines() or ["no reason given"])[-1]
+def _requeue() -> str:
+    """Gives this job back to the queue; why that was refused, "" when it was not or Slurm has done so already."""
+    done = programs.run("scontrol", "requeue", _this_job())
+    if not done.returncode or "pending execution" in done.stderr:
+        return ""
+    problem = f"saved, but Slurm does not requeue the job: {programs.last_line(done)}"
+    say(problem)
+    return problem

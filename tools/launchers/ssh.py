@@ -1,21 +1,19 @@
 """Hosts by name over ssh: for a lab, and for TPU VMs that are there already.
 
-The checkout is shipped by rsync, without what git ignores; hosts are asked before anything starts. When a host is cut off, the
-others are ended and the gang starts again; what was left on it ends by itself (`attended`).
+The files of the checkout are shipped by rsync, and nothing is deleted on a host; hosts are asked before anything starts. When one
+is cut off, the others are ended and the gang starts again when it is back; what was left on it is ended (`attended`).
 """
 
 import dataclasses
 import shlex
-import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 from serving.command import ExitCode, UserError
-from tools.launchers import remote
+from tools.launchers import checkout, programs, remote
 from tools.launchers.gang import Gang
-from tools.launchers.job import Job
+from tools.launchers.job import Job, on_topology
 from tools.launchers.launcher import Finding, refuse_secrets_of
 from tools.launchers.restarts import Ended
 from trainer.distributed import jobs
@@ -33,76 +31,94 @@ _OPTIONS = (
 class SshLauncher:
     """One process on each host."""
 
-    hosts: Annotated[str, "names for ssh, between commas; or @FILE with one on each line"] = ""
-    ssh: Annotated[str, "the ssh command with its options, such as 'ssh -i KEY'"] = "ssh"
-    folder: Annotated[str, "of the code on the hosts, from the home folder; empty: vitforge/NAME"] = ""
+    hosts: Annotated[str, "hosts by their names for ssh, between commas; or @FILE with one on each line"] = ""
+    ssh: Annotated[str, "ssh command with its options, such as 'ssh -i KEY'"] = "ssh"
+    folder: Annotated[str, "folder of the code on the hosts, from the home folder; empty: vitforge/NAME"] = ""
     coordinator: Annotated[str, "address of the first host as the others reach it; empty: its name"] = ""
     ship: Annotated[bool, "copy this checkout to the hosts"] = True
-    wait_s: Annotated[float, "for capacity, or a host that was lost, at most"] = 3600.0
+    setup: Annotated[str, "command that each host runs once, in the code's folder, such as 'make setup'"] = ""
+    wait_s: Annotated[float, "longest wait, in seconds, for capacity or for a host that was lost"] = 3600.0
 
     def placed(self, job: Job) -> Job:
         refuse_secrets_of(job, "kubernetes")
+        self._ssh()
         hosts = self._names()
         if len(set(hosts)) != len(hosts):
             raise UserError(f"--hosts={self.hosts} names a host twice; each runs one process")
+        job = on_topology(job) if job.topology else job
         if job.processes not in (None, len(hosts)):
             raise UserError(
-                f"--processes={job.processes}, but --hosts names {len(hosts)}; each runs one process"
+                f"{job.processes} processes are asked for, and --hosts names {len(hosts)}; each runs one"
             )
         return dataclasses.replace(job, processes=len(hosts))
 
     def render(self, job: Job) -> dict[str, str]:
-        reach = self._reach(job)
-        files = remote.rendered(job, reach, self._coordinator(job))
-        if self.ship:
-            files["ship.sh"] = "".join(f"{shlex.join(reach.copy(index))}\n" for index in range(job.count))
-        return files
+        hosts = self._hosts(job)
+        files = hosts.rendered(self._coordinator(job))
+        ship = [
+            f"{shlex.join(checkout.LISTED)} | {shlex.join(hosts.reach.copy(index))}"
+            for index in range(job.count)
+        ]
+        setup = [shlex.join(hosts.reach.line(index, self._set_up(job))) for index in range(job.count)]
+        lines = [*(ship if self.ship else []), *(setup if self.setup else [])]
+        return {**files, **({"ship.sh": "".join(f"{line}\n" for line in lines)} if lines else {})}
 
     def doctor(self, job: Job) -> list[Finding]:
-        if missing := self._missing():
-            return [Finding(f"program {name}", "is not on this machine", "install it") for name in missing]
-        reach = self._reach(job)
-        found = remote.look_at_versions(job, reach)
+        if missing := programs.missing(*self._programs()):
+            return missing
+        hosts = self._hosts(job)
+        found = hosts.look_at_reach()
+        if not any(one.problem for one in found):
+            found = hosts.look_at_versions()
         if any(one.problem for one in found):
             return found
-        port = remote.look_at_port(job, reach, self._coordinator(job))
-        return found + port + remote.look_at_workdir(job, reach)
+        return found + hosts.look_at_port(self._coordinator(job)) + hosts.look_at_workdir()
 
     def prepare(self, job: Job) -> None:
-        reach = self._reach(job)
-        if missing := self._missing():
-            raise UserError(f"{' and '.join(missing)} not on this machine; install it")
-        remote.require_answers(job, reach)
-        if self.ship:
-            remote.require_checkout()
-            # Home folders may be shared: the first copy is whole before the others look.
-            self._copy(reach, 0)
-            remote.on_all(job.count - 1, lambda index: self._copy(reach, index + 1))
-        remote.require_shared_workdir(job, reach)
+        programs.require_there(*self._programs())
+        hosts = self._hosts(job)
+        hosts.require_reached()
+        shipped_first = self.setup or (job.venv and not job.venv.startswith("/"))
+        if not shipped_first:
+            hosts.require_versions()
+        self._fill(job, hosts)
+        if shipped_first:
+            hosts.require_versions()
+        hosts.require_shared_workdir()
 
     def attempt(self, job: Job, logs: Path | None) -> Ended:
         """Runs the processes, once; a host that was lost is waited for."""
-        if silent := remote.wait_for_answers(job, self._reach(job), self.wait_s):
+        hosts = self._hosts(job)
+        if silent := hosts.wait_until_reached(self.wait_s):
             return Ended(ExitCode.LOST_PEER, True, silent)
-        return Gang(job, remote.members(job, self._reach(job), self._coordinator(job)), logs).run()
+        return Gang(job, hosts.members(self._coordinator(job)), logs).run()
 
-    def release(self, name: str) -> None:
-        """There is nothing to give back."""
+    def reached(self, job: Job) -> int | None:
+        return self._hosts(job).reached()
+
+    def release(self, job: Job) -> None:
+        """The hosts are others'."""
+
+    def _fill(self, job: Job, hosts: "_SshHosts") -> None:
+        """Ships the code and sets the hosts up; home folders may be shared, so the first is done before the others."""
+        listed = "\0".join(checkout.files()) if self.ship else ""
+
+        def fill(index: int) -> None:
+            if self.ship:
+                programs.require(*hosts.reach.copy(index), told=listed, folder=str(checkout.FOLDER))
+            if self.setup:
+                programs.require(*hosts.reach.line(index, self._set_up(job)))
+
+        fill(0)
+        remote.on_all(job.count - 1, lambda index: fill(index + 1))
 
     def _names(self) -> list[str]:
         if not self.hosts:
             raise UserError("--backend=ssh needs --hosts=HOST,HOST… or --hosts=@FILE")
-        text = self.hosts
-        if text.startswith("@"):
-            try:
-                text = Path(text[1:]).read_text(encoding="utf-8").replace("\n", ",")
-            except OSError as error:
-                raise UserError(
-                    f"--hosts={self.hosts}: {error.strerror}; give a file with one host a line"
-                ) from error
+        text = _of_file(self.hosts) if self.hosts.startswith("@") else self.hosts
         names = [name.strip() for name in text.split(",") if name.strip()]
         wrong = next(
-            (name for name in names if name.startswith("-") or set(name) & set(" \t'\"$`;&|<>\\")), None
+            (name for name in names if name.startswith("-") or set(name) & set(" \t'\"$`;&|<>\\#")), None
         )
         if wrong or not names:
             raise UserError(
@@ -111,27 +127,40 @@ class SshLauncher:
         return names
 
     def _ssh(self) -> tuple[str, ...]:
-        return tuple(shlex.split(self.ssh))
+        try:
+            words = tuple(shlex.split(self.ssh))
+        except ValueError as error:
+            raise UserError(f"--ssh={self.ssh}: {error}") from error
+        if not words:
+            raise UserError("--ssh is empty; give a command, such as 'ssh -i KEY'")
+        return words
 
-    def _missing(self) -> list[str]:
-        """Programs that are not on this machine."""
-        return [
-            name for name in (self._ssh()[0], *(["rsync"] if self.ship else [])) if not shutil.which(name)
-        ]
+    def _programs(self) -> list[str]:
+        return [self._ssh()[0], *(["rsync", "git"] if self.ship else [])]
 
-    def _reach(self, job: Job) -> "_Ssh":
-        return _Ssh(
-            (*self._ssh(), *_OPTIONS), tuple(self._names()), self.folder or f"vitforge/{job.name or 'job'}"
-        )
+    def _hosts(self, job: Job) -> "_SshHosts":
+        reach = _Ssh((*self._ssh(), *_OPTIONS), tuple(self._names()), self._folder(job))
+        return _SshHosts(job, reach)
+
+    def _folder(self, job: Job) -> str:
+        return self.folder or f"vitforge/{job.name or 'job'}"
+
+    def _set_up(self, job: Job) -> str:
+        return f"cd {shlex.quote(self._folder(job))} && {self.setup}"
 
     def _coordinator(self, job: Job) -> str:
         return f"{self.coordinator or self._names()[0].rpartition('@')[2]}:{job.port or jobs.PORT}"
 
-    def _copy(self, reach: "_Ssh", index: int) -> None:
-        done = subprocess.run(reach.copy(index), cwd=remote.CODE, capture_output=True, text=True, check=False)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["rsync said nothing"])[-1]
-            raise UserError(f"host {reach.host(index)}: the code was not copied to {reach.folder} ({last})")
+
+def _of_file(given: str) -> str:
+    """The hosts in a file, between commas; what stands behind # is a comment."""
+    try:
+        lines = Path(given[1:]).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"--hosts={given} cannot be read ({error}); give a file with one host a line"
+        ) from error
+    return ",".join(line.partition("#")[0] for line in lines)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,11 +175,15 @@ class _Ssh:
         return self.hosts[index]
 
     def shell(self, index: int, words: Sequence[str]) -> tuple[str, ...]:
-        return (*self.command, self.hosts[index], shlex.join(words))
+        return self.line(index, shlex.join(words))
+
+    def line(self, index: int, text: str) -> tuple[str, ...]:
+        """The command that runs a line of shell on a host."""
+        return (*self.command, self.hosts[index], text)
 
     def copy(self, index: int) -> tuple[str, ...]:
-        """The command, run in the checkout, that makes the folder of a host like it."""
-        options = ("-a", "--delete", "--mkpath", "--filter=:- .gitignore", "--exclude=/.git")
+        """The command that, in the checkout, copies the files named on its stdin to a host's folder."""
+        options = ("-a", "--mkpath", "--from0", "--files-from=-", "--ignore-missing-args")
         return (
             "rsync",
             *options,
@@ -159,3 +192,9 @@ class _Ssh:
             "./",
             f"{self.hosts[index]}:{self.folder}/",
         )
+
+
+class _SshHosts(remote.Hosts):
+    """Hosts that are reached by ssh."""
+
+    reach: _Ssh

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from serving.command import UserError
-from tools.launchers.job import Job
+from tools.launchers.job import NAME, Job
 
 WORKDIR = "--workdir"
+_LONGEST = 36
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,14 +61,23 @@ def points(job: Job, words: Sequence[str]) -> list[Point]:
         raise UserError(
             "--sweep needs a command with a --workdir, in which each job gets a folder of its own"
         )
-    found = []
+    found: list[Point] = []
     for number, values in enumerate(itertools.product(*grid.values())):
         settings = dict(zip(grid, values))
         text = ",".join(f"{key}={value}" for key, value in settings.items())
         folder = f"{workdir.rstrip('/')}/{text.replace('/', '_')}"
+        if any(folder == point.job.option("workdir") for point in found):
+            raise UserError(
+                f"--sweep {' '.join(words)}: two jobs would share the workdir {folder}; let their values differ otherwise"
+            )
         given = [f"--config.{key}={value}" for key, value in settings.items()]
         command = (*job.command, *given, f"{WORKDIR}={folder}")
-        found.append(Point(settings, dataclasses.replace(job, command=command, name=f"{job.name}-{number}")))
+        name = f"{job.name}-{number}"
+        if not NAME.fullmatch(name):
+            raise UserError(
+                f"--sweep: a job would be called {name!r}; give the sweep a --name of at most {_LONGEST} letters"
+            )
+        found.append(Point(settings, dataclasses.replace(job, command=command, name=name)))
     return found
 
 
@@ -111,3 +121,19 @@ def results(workdir: Path) -> dict[str, float]:
         wanted = ("step", "loss", *(name for name in said if name.startswith("validation_")))
         found |= {name: said[name] for name in wanted if said.get(name) is not None}
     return found
+
+
+def last_result(log: Path) -> dict[str, float]:
+    """The JSON object that a process wrote last of all lines, as its result; empty where there is none."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        if line.startswith("{"):
+            try:
+                said = json.loads(line)
+            except ValueError:
+                continue
+            return {"step": said["steps"], **said} if "steps" in said else said
+    return {}

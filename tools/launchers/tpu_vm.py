@@ -7,24 +7,23 @@ made anew and the job goes on from its checkpoint, which lies in a folder that a
 import contextlib
 import dataclasses
 import json
+import re
 import shlex
-import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from serving.command import UserError
-from tools.launchers import remote
+from serving.command import ExitCode, UserError
+from tools.launchers import checkout, programs, remote
 from tools.launchers.gang import Gang
-from tools.launchers.job import Job
-from tools.launchers.jobset import on_topology
+from tools.launchers.job import Job, on_topology
 from tools.launchers.launcher import Finding, refuse_secrets_of
 from tools.launchers.restarts import Ended
+from tools.plan.chips import Topology
 from trainer.distributed import jobs
 
 _GCLOUD = ("gcloud", "compute", "tpus")
@@ -36,27 +35,38 @@ _RUNTIMES = {
 }
 _KINDS = {"v4": "v4", "v5e": "v5litepod", "v5p": "v5p", "v6e": "v6e"}
 _CORES = {"v4": 2, "v5p": 2}  # by which these are counted, in place of chips
+_QUOTAS = {
+    "v4": r"v4",
+    "v5e": r"v5 ?(s|e|lite)",
+    "v5p": r"v5 ?p",
+    "v6e": r"v6 ?e",
+}  # in what a quota is called
+# A type is a number of chips: which shape Google Cloud then gives, by its tables.
+_SHAPES = {
+    2: ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
+    3: ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16"),
+}
 _COMING = ("CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING")
 _POLL_S = 15.0
 _BUNDLE = "vitforge-code.tar.gz"
+_INSTALL = "install it (cloud.google.com/sdk/docs/install)"
 
 
 @dataclasses.dataclass(frozen=True)
 class TpuVmLauncher:
     """One process on each worker of the slices."""
 
-    project: Annotated[str, "of Google Cloud"] = ""
-    zone: Annotated[str, "of Google Cloud, such as us-east5-b"] = ""
+    project: Annotated[str, "project of Google Cloud"] = ""
+    zone: Annotated[str, "zone of Google Cloud, such as us-east5-b"] = ""
     runtime_version: Annotated[str, "software of the VMs; empty: as the chip needs"] = ""
-    spot: Annotated[bool, "spot capacity, which costs less and may be taken away"] = False
-    service_account: Annotated[str, "of the pods, or of the VMs"] = ""
-    folder: Annotated[str, "of the code on the hosts, from the home folder; empty: vitforge/NAME"] = ""
+    spot: Annotated[bool, "take spot capacity, which costs less and may be taken away"] = False
+    service_account: Annotated[str, "account that the pods, or the VMs, run as"] = ""
+    folder: Annotated[str, "folder of the code on the hosts, from the home folder; empty: vitforge/NAME"] = ""
     ship: Annotated[bool, "copy this checkout to the hosts"] = True
-    setup: Annotated[
-        str, "command that each worker runs once, in the folder of the code, such as 'make setup'"
-    ] = ""
-    wait_s: Annotated[float, "for capacity, or a host that was lost, at most"] = 3600.0
+    setup: Annotated[str, "command that each host runs once, in the code's folder, such as 'make setup'"] = ""
+    wait_s: Annotated[float, "longest wait, in seconds, for capacity or for a host that was lost"] = 3600.0
     keep: Annotated[bool, "leave the TPUs, which cost money, when the job has ended"] = False
+    reuse: Annotated[bool, "run on TPUs of this name that are there, and leave them"] = False
 
     def placed(self, job: Job) -> Job:
         refuse_secrets_of(job, "kubernetes")
@@ -65,79 +75,133 @@ class TpuVmLauncher:
         missing = [f"--{name}" for name in ("project", "zone") if not getattr(self, name)]
         if missing:
             raise UserError(f"--backend=tpu_vm needs {' and '.join(missing)}")
+        _require_shape(job.topology)
         return on_topology(job)
 
     def render(self, job: Job) -> dict[str, str]:
-        """Workers have no addresses before they are there: COORDINATOR stands for the first one's."""
-        reach = self._reach(job)
-        steps = [self._create(job)]
-        if self.ship:
-            for node in reach.nodes:
-                steps += [reach.copy(node), reach.on_all(node, self._unpack(job))]
-        if self.setup:
-            steps += [reach.on_all(node, self._set_up(job)) for node in reach.nodes]
-        files = remote.rendered(job, reach, f"COORDINATOR:{job.port or jobs.PORT}")
-        files["create.sh"] = "".join(f"{shlex.join(words)}\n" for words in steps)
+        """Scripts that do by hand what `run` does; the first worker's address is asked for when it is there."""
+        hosts = self._hosts(job)
+        files = hosts.rendered(f"COORDINATOR:{job.port or jobs.PORT}")
+        ask = shlex.join(
+            (*self._describe(hosts.reach.nodes[0]), "--format=value(networkEndpoints[0].ipAddress)")
+        )
+        head, rest = files["processes.sh"].split("exit\n", 1)
+        head += f"exit\naddress=$({ask})\n"
+        files["processes.sh"] = head + re.sub(
+            r"cat (process_\d+\.json)", r'sed "s/COORDINATOR/$address/" \1', rest
+        )
+        state = shlex.join((*self._look(job.name), "--format=value(state.state)"))
+        create = [
+            f"{shlex.join(self._create(job))} || exit",
+            f"until {state} | grep -q ACTIVE; do sleep 15; done",
+        ]
+        pack = f"{shlex.join(checkout.LISTED)} | tar --create --gzip --null --files-from=- --file={_BUNDLE}"
+        fill = [
+            shlex.join(words)
+            for node in hosts.reach.nodes
+            for words in self._fillings(job, hosts.reach, node)
+        ]
+        lines = [
+            "#!/bin/sh",
+            "# To be run in the root of the code.",
+            *create,
+            *([pack] if self.ship else []),
+            *fill,
+        ]
+        files["create.sh"] = "\n".join(lines) + "\n"
         files["delete.sh"] = f"{shlex.join(self._delete(job.name))}\n"
         return files
 
     def doctor(self, job: Job) -> list[Finding]:
-        if not shutil.which("gcloud"):
-            return [
-                Finding(
-                    "program gcloud",
-                    "is not on this machine",
-                    "install it (cloud.google.com/sdk/docs/install)",
-                )
-            ]
-        account = self._run("gcloud", "auth", "list", "--filter=status:ACTIVE", "--format=value(account)")
+        if missing := programs.missing("gcloud", *(["git"] if self.ship else []), remedy=_INSTALL):
+            return missing
+        account = programs.run("gcloud", "auth", "list", "--filter=status:ACTIVE", "--format=value(account)")
         if account.returncode or not account.stdout.strip():
             return [Finding("account of Google Cloud", "nobody is logged in", "gcloud auth login")]
-        listed = self._run(*_GCLOUD, "queued-resources", "list", *self._where(), "--format=json")
+        listed = programs.run(*_GCLOUD, "queued-resources", "list", *self._where(), "--format=json")
         if listed.returncode:
-            return [
-                Finding(
-                    f"TPUs in {self.zone}",
-                    _last(listed.stderr),
-                    "give a --project and --zone that you may use",
-                )
-            ]
-        kinds = self._run(*_GCLOUD, "accelerator-types", "list", *self._where(), "--format=value(type)")
+            remedy = "give a --project and --zone that you may use"
+            return [Finding(f"TPUs in {self.zone}", programs.last_line(listed), remedy)]
         kind = _accelerator(job)
-        if kind not in kinds.stdout.split():
+        kinds = programs.require(
+            *_GCLOUD, "accelerator-types", "list", *self._where(), "--format=value(type)", says=5
+        )
+        if kind not in kinds.split():
             return [Finding(f"{kind} in {self.zone}", "is not offered there", "give another --zone")]
-        return [Finding(f"account {account.stdout.strip()}"), Finding(f"{kind} in {self.zone}")]
+        return [
+            Finding(f"account {account.stdout.strip()}"),
+            Finding(f"{kind} in {self.zone}"),
+            self._quota(job),
+        ]
 
     def prepare(self, job: Job) -> None:
-        if not shutil.which("gcloud"):
-            raise UserError("gcloud is not on this machine; install it (cloud.google.com/sdk/docs/install)")
+        programs.require_there("gcloud", remedy=_INSTALL)
         if self.ship:
-            remote.require_checkout()
+            checkout.files()
+        state = self._state(job.name)
+        if self.reuse and state != "ACTIVE":
+            raise UserError(
+                f"--reuse: the queued resource {job.name} is {state or 'not there'}; without it one is made"
+            )
+        if self.reuse:
+            self._fill(job)
+        elif state:
+            raise UserError(
+                f"a queued resource {job.name} is there already ({state}); --reuse runs on it, or take another --name, or "
+                f"
+                f"{shlex.join(self._delete(job.name))}"
+            )
 
     def attempt(self, job: Job, logs: Path | None) -> Ended:
-        """Makes the TPUs where they are not there, and runs the job on them, once."""
-        reach = self._reach(job)
+        """Makes the TPUs where they are not there any more, or not yet, and runs the job on them, once."""
         if self._state(job.name) != "ACTIVE":
             self._make(job)
-            self._fill(job, reach)
-        return Gang(job, remote.members(job, reach, self._coordinator(job, reach)), logs).run()
+            self._fill(job)
+        hosts = self._hosts(job)
+        if silent := hosts.wait_until_reached(self.wait_s):
+            return Ended(ExitCode.LOST_PEER, True, silent)
+        described = programs.require(*self._describe(hosts.reach.nodes[0]), "--format=json", says=5)
+        address = json.loads(described)["networkEndpoints"][0]["ipAddress"]
+        return Gang(job, hosts.members(f"{address}:{job.port or jobs.PORT}"), logs).run()
 
-    def release(self, name: str) -> None:
-        """Deletes the TPUs, unless they are to be kept."""
-        if self.keep or not self._state(name):
+    def reached(self, job: Job) -> int | None:
+        return self._hosts(job).reached()
+
+    def release(self, job: Job) -> None:
+        """Deletes the TPUs that were made for the job, unless they are to be kept."""
+        if self.keep or self.reuse or not self._state(job.name):
             return
-        done = self._run(*self._delete(name))
+        done = programs.run(*self._delete(job.name))
         if done.returncode:
             raise UserError(
-                f"the TPUs of {name} were not deleted and cost money ({_last(done.stderr)}); run {shlex.join(self._delete(name))}"
+                f"the TPUs of {job.name} were not deleted and cost money ({programs.last_line(done)}); run "
+                f"{shlex.join(self._delete(job.name))}"
             )
+
+    def _quota(self, job: Job) -> Finding:
+        """Whether the project may have as many chips (cores, of v4 and v5p) there, by the names of its quotas."""
+        assert job.topology
+        kind = job.topology.chip.name
+        listed = programs.run(
+            *("gcloud", "beta", "quotas", "info", "list", "--service=tpu.googleapis.com"),
+            *(f"--project={self.project}", "--format=json"),
+        )
+        what, needed = f"quota of {kind} in {self.zone}", job.topology.slices * _size(job.topology)
+        if listed.returncode:
+            return Finding(f"{what}: not told ({programs.last_line(listed)})")
+        allowed = _allowed(json.loads(listed.stdout), _QUOTAS[kind], self.zone, self.spot)
+        if allowed is None:
+            return Finding(f"{what}: none is named so; see the console's page of quotas")
+        if allowed < needed:
+            remedy = "ask for more on the console's page of quotas"
+            return Finding(what, f"is {allowed}, and {needed} are asked for", remedy)
+        return Finding(f"{what}: {allowed}, of which {needed} are asked for")
 
     def _make(self, job: Job) -> None:
         if self._state(job.name):
-            self._require(
-                *self._delete(job.name)
-            )  # a resource that was suspended or failed does not come back
-        self._require(*self._create(job))
+            # A resource that was suspended or failed does not come back.
+            programs.require(*self._delete(job.name), says=5)
+        programs.require(*self._create(job), says=5)
         begun_s, said = time.monotonic(), ""
         while (state := self._state(job.name)) in _COMING:
             if state != said:
@@ -153,30 +217,44 @@ class TpuVmLauncher:
                 f"Google Cloud did not give the TPUs ({state or 'deleted'}); see the queued resource {job.name}"
             )
 
-    def _fill(self, job: Job, reach: "_Workers") -> None:
-        """Ships the code to the workers, and sets them up."""
-        if self.ship:
-            with _bundle() as bundle:
-                for node in reach.nodes:
-                    self._require(*reach.copy(node, str(bundle)))
-                    self._require(*reach.on_all(node, self._unpack(job)))
-        if self.setup:
-            for node in reach.nodes:
-                self._require(*reach.on_all(node, self._set_up(job)))
-        remote.require_answers(job, reach)
-        remote.require_shared_workdir(job, reach)
+    def _fill(self, job: Job) -> None:
+        """Ships the code to the workers, sets them up, and compares them."""
+        hosts = self._hosts(job)
+        with _bundle() if self.ship else contextlib.nullcontext(_BUNDLE) as bundle:
+            for node in hosts.reach.nodes:
+                for words in self._fillings(job, hosts.reach, node, bundle):
+                    programs.require(*words, says=5)
+        hosts.require_versions()
+        hosts.require_shared_workdir()
 
-    def _coordinator(self, job: Job, reach: "_Workers") -> str:
-        said = self._require(*_GCLOUD, "tpu-vm", "describe", reach.nodes[0], *self._where(), "--format=json")
-        return f"{json.loads(said)['networkEndpoints'][0]['ipAddress']}:{job.port or jobs.PORT}"
+    def _fillings(
+        self, job: Job, reach: "_Workers", node: str, bundle: str = _BUNDLE
+    ) -> Iterator[tuple[str, ...]]:
+        """The commands that bring code and set-up to the workers of a node."""
+        folder = shlex.quote(reach.folder)
+        if self.ship:
+            yield (
+                *_GCLOUD,
+                "tpu-vm",
+                "scp",
+                bundle,
+                f"{node}:{_BUNDLE}",
+                *self._where(),
+                "--worker=all",
+                "--quiet",
+            )
+            unpack = f"mkdir -p {folder} && tar --extract --gzip --file={_BUNDLE} --directory={folder}"
+            yield reach.line(node, "all", unpack)
+        if self.setup:
+            yield reach.line(node, "all", f"cd {folder} && {self.setup}")
 
     def _state(self, name: str) -> str:
         """Of the queued resource, "" where there is none."""
-        done = self._run(*_GCLOUD, "queued-resources", "describe", name, *self._where(), "--format=json")
+        done = programs.run(*self._look(name), "--format=json")
         if done.returncode:
             if "NOT_FOUND" in done.stderr or "not found" in done.stderr.lower():
                 return ""
-            raise UserError(f"gcloud does not answer: {_last(done.stderr)}")
+            raise UserError(f"gcloud does not answer: {programs.last_line(done)}")
         return str(json.loads(done.stdout)["state"]["state"])
 
     def _create(self, job: Job) -> tuple[str, ...]:
@@ -200,36 +278,24 @@ class TpuVmLauncher:
             "--quiet",
         )
 
+    def _look(self, name: str) -> tuple[str, ...]:
+        return (*_GCLOUD, "queued-resources", "describe", name, *self._where())
+
+    def _describe(self, node: str) -> tuple[str, ...]:
+        return (*_GCLOUD, "tpu-vm", "describe", node, *self._where())
+
     def _delete(self, name: str) -> tuple[str, ...]:
         return (*_GCLOUD, "queued-resources", "delete", name, *self._where(), "--force", "--quiet")
-
-    def _unpack(self, job: Job) -> str:
-        folder = shlex.quote(self._folder(job))
-        return f"mkdir -p {folder} && tar --extract --gzip --file={_BUNDLE} --directory={folder}"
-
-    def _set_up(self, job: Job) -> str:
-        return f"cd {shlex.quote(self._folder(job))} && {self.setup}"
-
-    def _folder(self, job: Job) -> str:
-        return self.folder or f"vitforge/{job.name}"
 
     def _where(self) -> tuple[str, ...]:
         return f"--project={self.project}", f"--zone={self.zone}"
 
-    def _reach(self, job: Job) -> "_Workers":
+    def _hosts(self, job: Job) -> "_WorkerHosts":
         assert job.topology
         slices = job.topology.slices
         nodes = (job.name,) if slices == 1 else tuple(f"{job.name}-{index}" for index in range(slices))
-        return _Workers(nodes, job.topology.hosts, self._where(), self._folder(job))
-
-    def _require(self, *words: str) -> str:
-        done = self._run(*words)
-        if done.returncode:
-            raise UserError(f"{' '.join(words[:5])} failed: {_last(done.stderr)}")
-        return done.stdout
-
-    def _run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        folder = self.folder or f"vitforge/{job.name}"
+        return _WorkerHosts(job, _Workers(nodes, job.topology.hosts, self._where(), folder))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,26 +311,11 @@ class _Workers:
         return f"{self.nodes[index // self.per_node]} worker {index % self.per_node}"
 
     def shell(self, index: int, words: Sequence[str]) -> tuple[str, ...]:
-        return self._ssh(self.nodes[index // self.per_node], str(index % self.per_node), shlex.join(words))
+        node, worker = divmod(index, self.per_node)
+        return self.line(self.nodes[node], str(worker), shlex.join(words))
 
-    def on_all(self, node: str, line: str) -> tuple[str, ...]:
-        """The command that runs a line of shell on every worker of a node."""
-        return self._ssh(node, "all", line)
-
-    def copy(self, node: str, bundle: str = _BUNDLE) -> tuple[str, ...]:
-        """The command that copies the packed code to every worker of a node."""
-        return (
-            *_GCLOUD,
-            "tpu-vm",
-            "scp",
-            bundle,
-            f"{node}:{_BUNDLE}",
-            *self.where,
-            "--worker=all",
-            "--quiet",
-        )
-
-    def _ssh(self, node: str, worker: str, line: str) -> tuple[str, ...]:
+    def line(self, node: str, worker: str, text: str) -> tuple[str, ...]:
+        """The command that runs a line of shell on a worker of a node, or on all."""
         return (
             *_GCLOUD,
             "tpu-vm",
@@ -273,39 +324,61 @@ class _Workers:
             *self.where,
             f"--worker={worker}",
             "--quiet",
-            f"--command={line}",
+            f"--command={text}",
         )
+
+
+class _WorkerHosts(remote.Hosts):
+    """Workers as the hosts of a job."""
+
+    reach: _Workers
 
 
 def _accelerator(job: Job) -> str:
     """As Google Cloud names a slice: v5litepod-16, or v4-16 by its cores."""
     assert job.topology
-    kind = job.topology.chip.name
-    return f"{_KINDS[kind]}-{job.topology.chips * _CORES.get(kind, 1)}"
+    return f"{_KINDS[job.topology.chip.name]}-{_size(job.topology)}"
+
+
+def _size(topology: Topology) -> int:
+    """Of one slice, as Google Cloud counts the kind: in cores or chips."""
+    return topology.chips * _CORES.get(topology.chip.name, 1)
+
+
+def _require_shape(topology: Topology) -> None:
+    """Refuses a shape that is not the one which Google Cloud gives for so many chips.
+
+    Raises:
+      UserError: naming the shapes that it gives.
+    """
+    shapes = _SHAPES[topology.chip.dimensions]
+    if topology.grid not in shapes:
+        raise UserError(
+            f"--topology={topology.chip.name}:{topology.grid}: a TPU VM is asked for by its number of chips, which come as "
+            f"{', '.join(shapes)}; give one of these (GKE, --backend=jobset, takes others)"
+        )
+
+
+def _allowed(quotas: list[dict[str, Any]], name: str, zone: str, spot: bool) -> int | None:
+    """The largest of the quotas whose names have the regular expression `name`, in a zone; None where there is none."""
+    found = []
+    for quota in quotas:
+        called = f"{quota.get('quotaId', '')} {quota.get('quotaDisplayName', '')}".lower()
+        if re.search(name, called) and ("preemptible" in called) == spot:
+            found += [
+                int(one["details"]["value"])
+                for one in quota.get("dimensionsInfos", [])
+                if zone in one.get("applicableLocations", []) and "value" in one.get("details", {})
+            ]
+    return max(found, default=None)
 
 
 @contextlib.contextmanager
-def _bundle() -> Any:
-    """This checkout's files that git knows or would add, packed."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        cwd=remote.CODE,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if listed.returncode:
-        raise UserError(
-            f"git does not say what belongs to {remote.CODE}: {_last(listed.stderr)}; install git, or give --noship"
-        )
+def _bundle() -> Iterator[str]:
+    """This checkout's files, packed."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / _BUNDLE
         with tarfile.open(path, "w:gz") as bundle:
-            for name in filter(None, listed.stdout.split("\0")):
-                if (remote.CODE / name).exists():
-                    bundle.add(remote.CODE / name, name, recursive=False)
-        yield path
-
-
-def _last(text: str) -> str:
-    return (text.strip().splitlines() or ["no reason given"])[-1]
+            for name in checkout.files():
+                bundle.add(checkout.FOLDER / name, name, recursive=False)
+        yield str(path)

@@ -25,8 +25,9 @@ def test_a_dry_run_prints_one_quoted_line_per_process_and_starts_nothing() -> No
     ended = launch(
         "run", "--processes=2", "--devices_per_process=4", "--dry_run", "--", "python", "-c", "exit('$(x) y')"
     )
-    head, *lines = ended.stdout.splitlines()
-    assert (ended.returncode, head) == (0, "# processes.sh")
+    *head, first, second, last = ended.stdout.splitlines()
+    lines = [first, second]
+    assert (ended.returncode, head, last) == (0, ["# processes.sh", "#!/bin/sh"], "wait")
     assert [f"VITFORGE_PROCESS_ID={index}" in line for index, line in enumerate(lines)] == [True, True]
     assert all("JAX_NUM_CPU_DEVICES=4" in line and "'exit('\"'\"'$(x) y'\"'\"')'" in line for line in lines)
 
@@ -86,6 +87,6 @@ def test_help_names_the_verbs_and_the_flags_of_every_back_end() -> None:
     assert ended.returncode == 0
     for verb in ("run", "render", "status", "logs", "stop", "doctor"):
         assert f"\n  {verb} " in ended.stdout
-    assert "--hosts: (ssh) names for ssh" in ended.stdout
-    assert "--spot: (tpu_vm, jobset) spot capacity" in ended.stdout
+    assert "--hosts: (ssh) hosts by their names" in ended.stdout
+    assert "--spot: (tpu_vm, jobset) take spot capacity" in ended.stdout
     assert "may be given again.\n" in ended.stdout

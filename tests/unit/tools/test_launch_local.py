@@ -277,3 +277,33 @@ def test_a_request_to_stop_reaches_every_process_and_process_0_answers(
         in log
     )
     assert log.count("ended with exit code 42") == 3  # one line for each process, and the last for the job
+
+
+def test_a_member_that_prints_without_end_is_told_of_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signs of life do not wait for a silence."""
+    monkeypatch.setattr(gang, "_BEAT_S", 0.2)
+    # Ends well when it was told three times; prints as fast as it can meanwhile.
+    script = (
+        "import sys, threading\n"
+        "heard = []\n"
+        "threading.Thread(target=lambda: [heard.append(line) for line in sys.stdin], daemon=True).start()\n"
+        "while len(heard) < 4: print('a line')"
+    )
+    member = gang.Member((sys.executable, "-u", "-c", script), {}, told="{}")
+    log = io.StringIO()
+    with contextlib.redirect_stderr(log):
+        assert gang.Gang(Job(("true",), processes=1, timeout_s=60.0), [member]).run().code == ExitCode.DONE
+
+
+@pytest.mark.parametrize("closed", ["stderr", "stdout"])
+def test_a_reader_that_has_gone_does_not_end_the_processes(tmp_path: Path, closed: str) -> None:
+    script = "import time\nfor _ in range(50): print('line')\nopen('done', 'w').close()"
+    command = [sys.executable, "-m", "tools.launch", "run", "--", "python", "-u", "-c", script]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    read, write = os.pipe()
+    os.close(read)
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, closed: write}
+    launcher = subprocess.Popen(command, cwd=tmp_path, env=environment, **streams)  # type: ignore[call-overload]
+    os.close(write)
+    launcher.wait(timeout=60)
+    assert (tmp_path / "done").exists()

@@ -40,8 +40,16 @@ def launch(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str
 
 def test_a_job_with_a_name_is_found_again(tmp_path: Path) -> None:
     records = f"--records={tmp_path}"
-    says = "import os, sys; print('here', os.environ['VITFORGE_PROCESS_ID']); sys.exit(45)"
-    done = launch("run", records, "--name=one", "--processes=2", "--", "python", "-c", says)
+    # Process 0 fails when process 1 has ended.
+    says = (
+        "import os, sys; index = os.environ['VITFORGE_PROCESS_ID']; print('here', index, flush=True)\n"
+        "if index == '0': open(sys.argv[1]).read(); sys.exit(45)\n"
+        "open(sys.argv[1], 'w').close()"
+    )
+    os.mkfifo(tmp_path / "pipe")
+    done = launch(
+        "run", records, "--name=one", "--processes=2", "--", "python", "-c", says, str(tmp_path / "pipe")
+    )
     assert done.returncode == ExitCode.DISK_FULL
     status = launch("status", records, "--name=one")
     said = json.loads(status.stdout)
@@ -175,6 +183,9 @@ def test_a_file_describes_a_job_and_what_is_typed_stands_in_its_place(tmp_path: 
         ("name = ", "is no TOML: "),
         ("command = 'python'", "command must be a list of strings"),
         ("[nam]\na = 1", "'nam' is a table; tables are env, secret and sweep"),
+        ("[sweep]\nx = 3", "sweep must be a table of lists"),
+        ("sweep = 3", "sweep must be a table of lists"),
+        ("job = 'x'", "names no other file"),
         ("proceses = 2", "proceses"),
     ],
 )
@@ -220,8 +231,18 @@ def test_a_training_that_does_not_fit_is_refused_before_anything_starts(
     assert not list(tmp_path.iterdir())
 
 
-def attend(told: dict[str, object], *lines: str, silence_s: float = 60.0) -> subprocess.Popen[str]:
-    job = {"folder": ".", "env": {}, "secret_files": {}, "grace_s": 30, "silence_s": silence_s, **told}
+def attend(
+    folder: Path, told: dict[str, object], *lines: str, silence_s: float = 60.0
+) -> subprocess.Popen[str]:
+    folder.mkdir(exist_ok=True)
+    job = {
+        "folder": str(folder),
+        "env": {},
+        "secret_files": {},
+        "grace_s": 30,
+        "silence_s": silence_s,
+        **told,
+    }
     process = subprocess.Popen(
         [sys.executable, attended.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -231,12 +252,14 @@ def attend(told: dict[str, object], *lines: str, silence_s: float = 60.0) -> sub
     return process
 
 
-def test_an_attended_process_ends_when_it_is_asked_to_when_nobody_is_heard_or_all_is_closed() -> None:
+def test_an_attended_process_ends_when_it_is_asked_to_when_nobody_is_heard_or_all_is_closed(
+    tmp_path: Path,
+) -> None:
     command = [sys.executable, "-c", WAITS]
     with contextlib.ExitStack() as stack:
         asked, unheard, closed = (
-            stack.enter_context(attend({"command": command}, silence_s=silence_s))
-            for silence_s in (60, 1, 60)
+            stack.enter_context(attend(tmp_path / str(number), {"command": command}, silence_s=silence_s))
+            for number, silence_s in enumerate((60, 1, 60))
         )
         for process in (asked, unheard, closed):
             assert process.stdout is not None
@@ -249,13 +272,26 @@ def test_an_attended_process_ends_when_it_is_asked_to_when_nobody_is_heard_or_al
         assert [process.wait(timeout=60) for process in (asked, unheard, closed)] == [42, 42, 42]
 
 
-def test_an_attended_process_ends_with_its_own_code() -> None:
+def test_an_attended_process_of_an_earlier_launcher_is_killed(tmp_path: Path) -> None:
+    """On a host that was cut off and is back, it would write to the workdir of the one that follows."""
+    told: dict[str, object] = {"command": [sys.executable, "-c", WAITS]}
+    with attend(tmp_path, told) as earlier:
+        assert earlier.stdout is not None
+        assert earlier.stdout.readline() == "ready\n"
+        with attend(tmp_path, told) as later:
+            assert later.stdout is not None
+            assert later.stdout.readline() == "ready\n"
+            assert earlier.wait(timeout=60) == 128 + signal.SIGKILL
+
+
+def test_an_attended_process_ends_with_its_own_code(tmp_path: Path) -> None:
     for command, code in (
         (["sh", "-c", "exit 43"], 43),
         (["sh", "-c", "kill -9 $$"], 137),
         (["/no/program"], 2),
+        (["sh", "-c", "exit 255"], 1),  # which ssh keeps for itself
     ):
-        with attend({"command": command}) as process:
+        with attend(tmp_path, {"command": command}) as process:
             assert process.wait(timeout=60) == code
     again = subprocess.run([sys.executable, attended.__file__], input="\n", text=True, timeout=60)
     assert again.returncode == ExitCode.LOST_PEER  # the job's line went to a connection that broke

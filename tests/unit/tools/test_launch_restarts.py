@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from serving.command import ExitCode
-from tools.launchers.restarts import Ended, Restarts, supervised
+from tools.launchers.restarts import UNKNOWN, Ended, Restarts, supervised
 
 
 def outcome(
@@ -67,3 +67,9 @@ def test_progress_makes_patience_new() -> None:
 def test_waits_grow_with_every_restart_up_to_a_minute() -> None:
     _, _, waits, _ = outcome([137] * 9 + [0], list(range(9)))
     assert waits == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]
+
+
+def test_a_place_that_nobody_can_see_is_no_sign_of_standing_still() -> None:
+    last, attempts, _, said = outcome([137] * 6 + [0], [UNKNOWN] * 6)
+    assert (last, attempts) == (0, 7)
+    assert said[0] == "code 137: starting again in 1 s, from where it was (restart 1 of 10)"

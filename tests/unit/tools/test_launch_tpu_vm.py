@@ -67,11 +67,14 @@ def test_a_job_gets_its_tpus_runs_on_every_worker_and_gives_them_back(
 def test_capacity_that_is_taken_away_is_asked_for_again(cloud: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "gcloud/lose").write_text("ti-1")
     records = f"--records={tmp_path / 'records'}"
-    # Worker 0 waits until it is asked to end when its peer was lost, and is done the second time.
-    waits = "import os, signal; os.path.exists(os.environ['F']) or (open(os.environ['F'], 'w').close(), signal.pause())"
-    both = f"import os\nif os.environ['VITFORGE_PROCESS_ID'] == '0': {waits}"
-    job = [*ON_V4, f"--env=F={tmp_path / 'first'}", "--max_restarts=2"]
-    done = launch("run", records, *job, "--", "python", "-c", f"exec({both!r})", **cloud)
+    # In the first attempt worker 0 waits until it is asked to end, when its peer was lost.
+    script = (
+        "import glob, os, signal\n"
+        "first = len(glob.glob(os.environ['ATTEMPTS'])) == 1\n"
+        "if first and os.environ['VITFORGE_PROCESS_ID'] == '0': signal.pause()"
+    )
+    job = [*ON_V4, f"--env=ATTEMPTS={tmp_path / 'records/ti/attempt_*'}", "--max_restarts=2"]
+    done = launch("run", records, *job, "--", "python", "-c", script, **cloud)
     assert done.returncode == 0, done.stderr
     assert "failed first, with exit code 255: its host is not reached any more" in done.stderr
     assert "[launch] code 44: starting again in 1 s, from the beginning (restart 1 of 2)" in done.stderr
@@ -106,7 +109,13 @@ def test_tpus_that_are_not_given_are_told_in_one_line(cloud: dict[str, str], tmp
 
 def test_the_doctor_looks_at_account_and_offer(cloud: dict[str, str], tmp_path: Path) -> None:
     done = launch("doctor", *ON_V4, **cloud)
-    assert json.loads(done.stdout)["looked_at"] == ["account engineer@example.com", "v4-16 in us-central2-b"]
+    assert json.loads(done.stdout)["looked_at"] == [
+        "account engineer@example.com",
+        "v4-16 in us-central2-b",
+        "quota of v4 in us-central2-b: 32, of which 16 are asked for",
+    ]
+    said = "missing  quota of v4 in us-central2-b: is 8, and 16 are asked for; ask for more"
+    assert said in launch("doctor", *ON_V4, "--spot", **cloud).stderr
     assert (
         "missing  v6e-16 in us-central2-b: is not offered there"
         in launch("doctor", *WHERE, "--topology=v6e:4x4", **cloud).stderr
@@ -130,3 +139,41 @@ def test_bad_input_is_refused_before_the_cloud_is_asked(
     assert (done.returncode, done.stderr.count("\n")) == (ExitCode.BAD_INPUT, 1)
     assert said in done.stderr
     assert not (tmp_path / "gcloud/calls.jsonl").exists()
+
+
+def test_a_job_that_is_stopped_while_it_waits_for_capacity_leaves_nothing(
+    cloud: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "gcloud/states.json").write_text(json.dumps(["WAITING_FOR_RESOURCES"]))
+    records = f"--records={tmp_path / 'records'}"
+    command = [sys.executable, "-m", "tools.launch", "run", records, *ON_V4, *SAYS]
+    with subprocess.Popen(
+        command, env=os.environ | cloud, cwd=ROOT, stderr=subprocess.PIPE, text=True
+    ) as launcher:
+        assert launcher.stderr is not None
+        while "WAITING_FOR_RESOURCES" not in launcher.stderr.readline():
+            assert launcher.poll() is None
+        stopped = launch("stop", records, "--name=ti", **cloud)
+        launcher.communicate(timeout=60)
+    assert (json.loads(stopped.stdout)["state"], launcher.returncode) == ("ended", 143)
+    assert json.loads((tmp_path / "gcloud/resources.json").read_text()) == {}
+
+
+def test_tpus_that_somebody_else_made_are_neither_used_nor_deleted(
+    cloud: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "gcloud/resources.json").write_text(
+        json.dumps({"ti": {"nodes": ["ti"], "type": "v4-16", "asked": 0}})
+    )
+    done = launch("run", f"--records={tmp_path / 'records'}", *ON_V4, *SAYS, **cloud)
+    assert done.returncode == ExitCode.BAD_INPUT
+    assert "error: a queued resource ti is there already (ACTIVE); --reuse runs on it," in done.stderr
+    assert not asked(tmp_path, "queued-resources", "delete")
+
+
+def test_a_shape_that_google_cloud_does_not_give_by_number_is_refused(cloud: dict[str, str]) -> None:
+    done = launch("run", *WHERE, "--topology=v5p:2x2x8", *SAYS, **cloud)
+    assert (
+        "--topology=v5p:2x2x8: a TPU VM is asked for by its number of chips, which come as 2x2x1"
+        in done.stderr
+    )

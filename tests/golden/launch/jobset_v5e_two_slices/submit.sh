@@ -1,2 +1,3 @@
-kubectl --namespace=default apply --dry-run=server --validate=strict --filename=manifests.json
+cd "$(dirname "$0")" || exit
+kubectl --namespace=default apply --dry-run=server --validate=strict --filename=manifests.json || exit
 kubectl --namespace=default apply --filename=manifests.json

@@ -1,2 +1,2 @@
-rsync -a --delete --mkpath '--filter=:- .gitignore' --exclude=/.git -e 'ssh -T -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=5 -o ServerAliveCountMax=3' ./ one:vitforge/ti/
-rsync -a --delete --mkpath '--filter=:- .gitignore' --exclude=/.git -e 'ssh -T -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=5 -o ServerAliveCountMax=3' ./ me@two:vitforge/ti/
+git ls-files --cached --others --exclude-standard -z | rsync -a --mkpath --from0 --files-from=- --ignore-missing-args -e 'ssh -T -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=5 -o ServerAliveCountMax=3' ./ one:vitforge/ti/
+git ls-files --cached --others --exclude-standard -z | rsync -a --mkpath --from0 --files-from=- --ignore-missing-args -e 'ssh -T -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=5 -o ServerAliveCountMax=3' ./ me@two:vitforge/ti/
