@@ -147,9 +147,8 @@ class TpuVmLauncher:
             self._fill(job)
         elif state:
             raise UserError(
-                f"a queued resource {job.name} is there already ({state}); --reuse runs on it, or take another --name, or "
-                f"
-                f"{shlex.join(self._delete(job.name))}"
+                f"a queued resource {job.name} is there already ({state}); --reuse runs on it, or give another --name, or "
+                f"delete it: {shlex.join(self._delete(job.name))}"
             )
 
     def attempt(self, job: Job, logs: Path | None) -> Ended:
