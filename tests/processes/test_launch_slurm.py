@@ -139,6 +139,24 @@ def _task(folder: Path, index: int) -> int:
     raise AssertionError(f"task {index} is not there")
 
 
+def test_the_task_that_failed_first_decides_not_the_highest_code(
+    cluster: slurm.Cluster, tmp_path: Path
+) -> None:
+    """Task 1 is refused its input; task 0, which is then asked to end, has saved: neither starts again."""
+    script = (
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(42))\n"
+        "open(sys.argv[1], 'w' if os.environ['SLURM_PROCID'] == '0' else 'r').close()\n"
+        "sys.exit(2) if os.environ['SLURM_PROCID'] == '1' else signal.pause()"
+    )
+    os.mkfifo(tmp_path / "pipe")
+    job = ["--backend=slurm", "--processes=2", "--name=job", f"--records={tmp_path}", "--max_restarts=3"]
+    command = ["--", "python", "-c", script, str(tmp_path / "pipe")]
+    assert launch(cluster, "run", *job, *command).returncode == 0
+    code, said = waited(cluster, tmp_path)
+    assert (code, said["attempt"], said["why"]) == (2, 0, "process 1 of 2 failed first, with exit code 2")
+
+
 def test_a_stopped_job_saves_and_stays_stopped(cluster: slurm.Cluster, shape: Path, tmp_path: Path) -> None:
     job = submit(cluster, tmp_path, trainings.settings(shape, total_steps=100000, checkpoint_every=50))
     until_saved(cluster, tmp_path)
