@@ -117,8 +117,7 @@ def require_folder(path: Path, flag: str) -> None:
     Raises:
       UserError: naming the flag, and what stands in the way.
     """
-    if ":/" in str(path):
-        raise UserError(f"{flag}={path} is a URL; give a folder, such as one where the storage is mounted")
+    require_no_url(str(path), flag)
     existing = next(place for place in (path.absolute(), *path.absolute().parents) if _exists(place))
     if not existing.is_dir():
         raise UserError(f"{flag}={path}: {existing} is a file; give a folder")
@@ -132,6 +131,16 @@ def require_folder(path: Path, flag: str) -> None:
             f"{flag}={path}: {existing} may not be written ({error.strerror}); give another folder, or put its "
             "permissions right"
         ) from error
+
+
+def require_no_url(path: str, flag: str) -> None:
+    """Refuses a URL where a folder is wanted.
+
+    Raises:
+      UserError: naming the flag.
+    """
+    if ":/" in path:
+        raise UserError(f"{flag}={path} is a URL; give a folder, such as one where the storage is mounted")
 
 
 def _exists(path: Path) -> bool:

@@ -36,13 +36,13 @@ from tools import launchers
 from tools.launchers import description, fits, inspecting, options, planned, sweep
 from tools.launchers.job import Job
 from tools.launchers.launcher import Attending, Launcher, Submitting
-from tools.launchers.records import Record, described, recorded, write_files
+from tools.launchers.records import Record, all_records, described, recorded, write_files
 from tools.launchers.restarts import Ended
 from tools.launchers.running import say, to_the_end
 
 _OF_VERBS, _SWITCHES_OF_VERBS = ("output", "records", "process"), ("dry_run", "plan", "follow", "wait")
 _ATTEND_S = 60.0  # for the record of a job to be free, which its submission, or an allocation before, held
-_NOTHING = ("python3", "-c", "")  # that the doctor would run where no command is given
+_TRAINING = ("python", "-m", "trainer.main", "--help")  # what the doctor looks for where no command is given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +152,7 @@ def _run_sweep(launcher: Attending, jobs: Sequence[Job], asked: _Asked) -> int:
     """One job after the other, but those that are done; the code of the first that failed."""
     parent, failed = Record(asked.records / _require_name(asked)), 0
     _require_free(parent, asked)
+    _require_same_sweep(parent, jobs, asked)
     with parent.held():
         _keep(parent, asked, asked.own, asked.behind)
         parent.note(state="running", jobs=len(jobs))
@@ -182,6 +183,7 @@ def _submit(launcher: Submitting, jobs: Sequence[Job], asked: _Asked) -> dict[st
     name = _require_name(asked)
     parent = Record(asked.records / name)
     _require_free(parent, asked)
+    _require_same_sweep(parent, jobs, asked)
     points = [Record(asked.records / job.name) for job in jobs] if asked.sweep else []
     with parent.held():
         _keep(parent, asked, asked.own, asked.behind)
@@ -189,7 +191,11 @@ def _submit(launcher: Submitting, jobs: Sequence[Job], asked: _Asked) -> dict[st
             _keep(point, asked, _flags_of(asked, job), job.command, name)
         rendered = parent.render(launcher.render_all(jobs, name))
     # Not held any more: the scheduler may start the job at once, whose script holds the record then.
-    handle = parent.handle = launcher.submit(jobs, name, rendered)
+    try:
+        handle = parent.handle = launcher.submit(jobs, name, rendered)
+    except UserError as error:
+        parent.note(state="ended", code=error.exit_code, reason=str(error))
+        raise
     for number, point in enumerate(points):
         point.handle = launcher.point(handle, number, point.name)
     say(f"handed over as {handle}; see it with: status --name={name}, logs --follow --name={name}")
@@ -207,6 +213,23 @@ def _require_free(record: Record, asked: _Asked) -> None:
     seen = _Seen.of(asked.records, record.name)
     if isinstance(seen.launcher, Submitting) and record.handle and seen.state().is_open:
         raise UserError(f"a job {record.name} is there already; stop it, or give this one another --name")
+
+
+def _require_same_sweep(parent: Record, jobs: Sequence[Job], asked: _Asked) -> None:
+    """Refuses another sweep of a name whose results would leave its table.
+
+    Raises:
+      UserError: when a job of the one that is recorded has ended well, and is none of these.
+    """
+    commands = {job.command for job in jobs} if asked.sweep else set()
+    for record in all_records(asked.records):
+        state = record.state()
+        done = state.get("sweep") == parent.name and state.get("code") == 0
+        if done and record.described()[1] not in commands:
+            raise UserError(
+                f"results of another sweep are recorded as {parent.name}, such as {record.described()[1][-1]}; give this one "
+                f"another --name, or remove {parent.folder} and {parent.folder}-*"
+            )
 
 
 def _keep(
@@ -302,7 +325,7 @@ def _show(files: dict[str, str]) -> None:
 
 def _doctor(asked: _Asked) -> dict[str, object]:
     launcher = asked.launcher()
-    (job, *_) = dataclasses.replace(asked, behind=asked.behind or _NOTHING).jobs(launcher)
+    (job, *_) = dataclasses.replace(asked, behind=asked.behind or _TRAINING).jobs(launcher)
     return inspecting.report(launcher.doctor(job))
 
 

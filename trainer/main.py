@@ -5,33 +5,16 @@ python -m trainer.main --config=configs/digits.py:teacher --workdir=runs/teacher
 
 from pathlib import Path
 
-from absl import flags
-
 from serving import command
 
 
 def main(argv: list[str]) -> dict[str, object]:
     """Trains; the result is that of `trainer.train.train`."""
-    from trainer import (
-        config,
-    )  # not above: a smaller installation says in one line that it lacks what recipes need
+    # Not above: a smaller installation says in one line that it lacks what recipes need.
+    from trainer import arguments
 
-    recipe, overrides, rest = config.split_config_args(argv)
-    values = flags.FlagValues()
-    config.define_flag(values)
-    flags.DEFINE_string(
-        "workdir", None, "Folder of this run: checkpoints and metrics.jsonl.", flag_values=values
-    )
-    extra = command.parse_flags(
-        values,
-        rest,
-        required=["config", "workdir"],
-        more_help=lambda: config.keys_help(config.Experiment, recipe),
-    )
-    complete = bool(recipe and values["workdir"].value)
-    command.require_usage(extra, complete, "--config=FILE.py and --workdir=DIR are needed")
-    experiment = config.experiment(str(recipe), overrides)
-    workdir = Path(values["workdir"].value)
+    experiment, given = arguments.training(argv)
+    workdir = Path(given)
     command.require_folder(workdir, "--workdir")
 
     # Imported late: a bad configuration is refused at once, and --help answers without starting JAX.

@@ -19,7 +19,6 @@ from trainer.distributed import jobs
 from trainer.workdir import steps
 
 STARTS = "starts.jsonl"
-RUN = "VITFORGE_RUN"  # tells one submission from another, each of which may start several times
 
 
 def main(argv: list[str]) -> None:
@@ -43,7 +42,7 @@ def note_start(workdir: Path) -> None:
     """
     here = next(iter(steps(workdir)[::-1]), None)
     file = workdir / STARTS
-    run = os.environ.get(RUN, "")
+    run = os.environ.get(jobs.RUN, "")
     noted = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
     before = [start["step"] for start in noted if start["run"] == run]
     if before[-WITHOUT_PROGRESS:] == [here] * WITHOUT_PROGRESS:

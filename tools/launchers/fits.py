@@ -40,21 +40,18 @@ def recipe_file(command: Sequence[str]) -> Path | None:
 
 
 def require_fit(job: Job) -> None:
-    """Refuses a training whose recipe is wrong, or whose mesh or batch does not fit the devices of the job, where they are known.
+    """Refuses a training with wrong arguments, or whose mesh or batch does not fit the job's devices, where they are known.
 
     Raises:
       UserError: naming what does not fit, and what would.
     """
     arguments = training_arguments(job.command)
-    if arguments is None:
+    if arguments is None or {"--help", "-h"} & set(arguments):
         return
-    from trainer import config
+    from trainer.arguments import training
     from trainer.config import fitting
 
-    recipe, overrides, _ = config.split_config_args(arguments)
-    if recipe is None:
-        return
-    experiment = config.experiment(recipe, overrides)
+    experiment, _ = training(arguments)
     if not job.devices_per_process:
         return
     slices = job.topology.slices if job.topology else experiment.mesh.slices

@@ -28,7 +28,7 @@ from tools.launchers.restarts import Ended
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # What the collectives' library says to stdout when all is well, as each process begins.
-_GLOO_CONNECTED = re.compile(
+GLOO_CONNECTED = re.compile(
     r"\[Gloo\] Rank \d+ is connected to \d+ peer ranks\. Expected number of connected peer ranks is : \d+"
 )
 _BEAT_S = 5.0  # between signs of life
@@ -107,6 +107,10 @@ class Gang:
             self._guard = stack.enter_context(_guard(self._job.grace_s))
             stack.enter_context(_stop_signals_to(self._events))
             stack.callback(self._kill)
+            kept = f"; their output is kept in {self._folder}" if self._folder else ""
+            self._say(
+                f"starting {self._job.count} {'process' if self._job.count == 1 else 'processes'}{kept}"
+            )
             for index, member in enumerate(self._members):
                 self._start(index, member)
             code, reason = self._wait()
@@ -184,9 +188,13 @@ class Gang:
         is_result = line.is_stdout and _is_json_object(line.text)
         if is_result and line.index == 0:
             self._result = line.text
-        if not (is_result and line.index) and not _GLOO_CONNECTED.fullmatch(line.text):
+        if not (is_result and line.index) and not GLOO_CONNECTED.fullmatch(line.text):
             head = self._members[line.index].name or line.index
             self._print(f"[{head}] {line.text}")
+
+    def _running(self) -> str:
+        """The members that have not ended, by number."""
+        return ", ".join(str(index) for index in range(len(self._processes)) if index not in self._codes)
 
     def _called(self, index: int) -> str:
         return self._members[index].name or f"process {index}"
@@ -244,6 +252,10 @@ class Gang:
         )
         # Who saved its state did so together with the others: they are about to end by themselves.
         self._stop(send=code != ExitCode.PREEMPTED)
+        others = self._running()
+        if others:
+            doing = "waiting for" if code == ExitCode.PREEMPTED else "asking to save and end:"
+            self._say(f"{doing} {others}, up to {self._job.grace_s:g} s (--grace_s)")
 
     def _ask_all_to_stop(self, event: _StopAsked) -> None:
         if self._stop_asked:
@@ -251,9 +263,8 @@ class Gang:
             self._kill()
             return
         self._stop_asked = event.signal_name
-        running = [str(index) for index in range(len(self._processes)) if index not in self._codes]
         self._say(
-            f"{event.signal_name}: asking the processes to save and end; waiting for {', '.join(running)}, up to "
+            f"{event.signal_name}: asking the processes to save and end; waiting for {self._running()}, up to "
             f"{self._job.grace_s:g} s (--grace_s); asked again, they are killed at once"
         )
         self._stop(send=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from serving.command import ExitCode, UserError
+from tools.launchers.gang import GLOO_CONNECTED
 from tools.launchers.job import Job
 from tools.launchers.launcher import Attending, Finding, Launcher, Submitting
 from tools.launchers.records import Record, all_records
@@ -55,13 +56,13 @@ def state_of(launcher: Launcher, record: Record) -> State:
 def _handed_over(launcher: Submitting, record: Record, noted: State) -> State:
     """The state of a job that a scheduler has, whose own launcher there has `noted` something, or nothing."""
     if not record.handle:
-        return State("lost", "it was never handed over")
+        return noted if noted.state == "ended" else State("lost", "it was never handed over")
     seen = launcher.look(record.handle)
     if seen.state != "ended":
         return State(seen.state, seen.words, None, noted.attempt)
     code = seen.code if seen.code is not None else noted.code
-    if code is None and record.stopped:
-        return State("ended", "stopped before it began", None, noted.attempt)
+    if record.stopped:
+        return State("ended", "stopped", code, noted.attempt)
     return State("ended" if code is not None else "lost", noted.words or seen.words, code, noted.attempt)
 
 
@@ -100,16 +101,23 @@ def all_jobs(records: Path, state: Callable[[str], State]) -> dict[str, object]:
                 continue
             row = {"name": record.name, "backend": kept.get("backend", ""), **_row(state(record.name))}
         except UserError as error:  # one cluster that does not answer, or one bad record, hides no other job
-            row = {"name": record.name, "backend": "", **_row(State("unknown", str(error)))}
+            row = {"name": record.name, "backend": _backend_of(record), **_row(State("unknown", str(error)))}
         rows.append(row)
     _table(rows, f"no job is recorded in {records}")
     return {"records": str(records), "jobs": rows}
 
 
+def _backend_of(record: Record) -> str:
+    with contextlib.suppress(UserError):
+        return str(record.state().get("backend", ""))
+    return ""
+
+
 def show(launcher: Launcher, state: State, record: Record, job: Job) -> dict[str, object]:
     """Shows one job."""
     about = {"name": record.name, "backend": record.state().get("backend", ""), **_row(state)}
-    about |= {"step": newest_step(job), **_measured(job, record)}
+    measured = _measured(job, record)
+    about |= {**measured, "step": newest_step(job) or measured.get("step")}
     _table([about], "")
     return about
 
@@ -181,7 +189,7 @@ def stop(
     """Asks a job, or a sweep, to save and end, and stays until it has."""
     state = look()
     if not state.is_open:
-        say(f"{record.name} had {state.state} before")
+        say(f"{record.name} was {state.state} before")
     elif isinstance(launcher, Submitting):
         launcher.stop(record.handle)
         for one in (record, *(Record(record.folder.parent / job.name) for job in jobs)):
@@ -225,6 +233,8 @@ def show_logs(
         tails.show(sys.stdout)
         time.sleep(POLL_S)
     tails.show(sys.stdout, to_the_end=True)
+    if process is not None and not tails.heads:
+        raise UserError(f"--process={process}: there is no output of such a process")
 
 
 def _show_by(launcher: Submitting, handle: str, follow: bool, look: Callable[[], State]) -> None:
@@ -248,10 +258,12 @@ class _Tails:
     def __init__(self, records: Sequence[Record], process: int | None) -> None:
         self._records, self._process = records, process
         self._read: dict[Path, int] = {}
+        self.heads: set[str] = set()  # of the files that were found
 
     def show(self, output: TextIO, to_the_end: bool = False) -> None:
         """Writes the lines that came since the last call; at the end also a last one that was never ended."""
         for head, path in self._files():
+            self.heads.add(head)
             begun = self._read.get(path, 0)
             with path.open("rb") as file:
                 file.seek(begun)
@@ -261,7 +273,8 @@ class _Tails:
                 continue
             self._read[path] = begun + len(whole) + 1
             for line in whole.decode(errors="replace").split("\n"):
-                print(f"[{head}] {line.rpartition(chr(13))[2]}", file=output)
+                if not GLOO_CONNECTED.fullmatch(line):
+                    print(f"[{head}] {line.rpartition(chr(13))[2]}", file=output)
         output.flush()
 
     def _files(self) -> Iterator[tuple[str, Path]]:

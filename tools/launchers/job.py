@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from serving.command import ExitCode, UserError
+from serving.command import ExitCode, UserError, require_no_url
 from tools.plan.chips import Topology
 from trainer.distributed import jobs
 
@@ -74,6 +74,7 @@ class Job:
                 raise UserError(f"--{name}={value}: at least {least} is needed")
         if self.timeout_s is not None and self.timeout_s <= 0:
             raise UserError(f"--timeout_s={self.timeout_s}: a time above 0 is needed, or none for no limit")
+        require_no_url(self.option("workdir"), "--workdir")
         if self.name and not NAME.fullmatch(self.name):
             raise UserError(
                 f"--name={self.name} is refused by Kubernetes and Google Cloud; use lower-case letters, digits and '-', "

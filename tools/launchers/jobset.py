@@ -17,7 +17,6 @@ from typing import Annotated, Any
 
 from serving.command import ExitCode, UserError
 from tools.launchers import programs
-from tools.launchers.breaker import RUN
 from tools.launchers.fits import recipe_file
 from tools.launchers.job import Job, on_topology
 from tools.launchers.launcher import Finding, Seen, refuse_secrets_of
@@ -27,6 +26,7 @@ from trainer.distributed import jobs
 API = "jobset.x-k8s.io/v1alpha2"
 _KIND = "jobsets.jobset.x-k8s.io"
 _LABEL, _OF = "vitforge/job", "jobset.sigs.k8s.io/jobset-name"
+_ASK = "choose a cluster with --context, or ask its administrator"
 _INSTALL = "install it (kubernetes.io/docs/tasks/tools)"
 _DNS = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*")
 _CONTAINER, _SLICE = "trainer", "slice"
@@ -68,6 +68,7 @@ class JobSetLauncher:
         for text in self.mount:
             _volume(text, 0)
         self._check_names(job)
+        self._check_workdir(job)
         job = on_topology(job) if job.topology else dataclasses.replace(job, processes=job.processes or 1)
         longest = f"{job.name}-{_SLICE}-{self._slices(job) - 1}-{self._hosts(job) - 1}{_RANDOM}"
         if len(longest) > _LONGEST:
@@ -76,6 +77,15 @@ class JobSetLauncher:
                 f"{_LONGEST} letters; use {len(job.name) - len(longest) + _LONGEST} at most"
             )
         return job
+
+    def _check_workdir(self, job: Job) -> None:
+        workdir = Path(self.code) / job.option("workdir")
+        shared = [Path(text.partition("=")[0]) for text in self.mount]
+        if job.option("workdir") and not any(workdir.is_relative_to(path) for path in shared):
+            raise UserError(
+                f"--workdir={job.option('workdir')} lies in no storage that the pods share, and ends with them; mount some there "
+                "with --mount=/PATH=pvc:CLAIM or --mount=/PATH=gs://BUCKET"
+            )
 
     def _check_names(self, job: Job) -> None:
         names = {
@@ -280,7 +290,7 @@ class JobSetLauncher:
             *({"name": name, "value": _literal(value)} for name, value in values.items()),
             {"name": jobs.SLICE, "valueFrom": {"fieldRef": field}},
             {
-                "name": RUN,
+                "name": jobs.RUN,
                 "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['jobset.sigs.k8s.io/jobset-uid']"}},
             },
             *(
@@ -316,9 +326,7 @@ class JobSetLauncher:
         done = programs.run(*self._kubectl(), *arguments)
         if done.returncode or done.stdout.strip() in ("", "no"):
             said = programs.last_line(done) if done.returncode else done.stdout.strip() or "nothing"
-            return Finding(
-                what, f"kubectl {' '.join(arguments[:3])} says {said}", "ask the cluster's administrator"
-            )
+            return Finding(what, f"kubectl {' '.join(arguments[:3])} says {said}", _ASK)
         return Finding(what)
 
     def _require(self, *arguments: str) -> str:

@@ -21,6 +21,7 @@ class LocalLauncher:
     """Runs jobs as child processes of this one, on virtual CPU devices."""
 
     def placed(self, job: Job) -> Job:
+        program(job.command)
         refuse_secrets_of(job, "kubernetes")
         refuse_fields(job, "local", "topology", "venv", "port")
         return dataclasses.replace(

@@ -1,5 +1,6 @@
 """Programs of others that a back end runs and asks: ssh, sbatch, kubectl, gcloud, git."""
 
+import re
 import shutil
 import subprocess
 
@@ -43,8 +44,9 @@ def require(*words: str, says: int = 1, told: str = "", folder: str | None = Non
 
 
 def last_line(done: subprocess.CompletedProcess[str]) -> str:
-    """What a program that failed said last."""
-    return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}, and no word why"])[-1]
+    """What a program that failed said: its first line with the word error, else its last."""
+    lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}, and no word why"]
+    return next((line for line in lines if re.match(r"(\S+: )?error\b", line, re.IGNORECASE)), lines[-1])
 
 
 def missing(*names: str, remedy: str = "install it") -> list[Finding]:

@@ -56,7 +56,8 @@ def known_here(secrets: Mapping[str, str]) -> dict[str, str]:
         try:
             values[name] = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
         except (OSError, UnicodeDecodeError) as error:
+            why = getattr(error, "strerror", None) or "it is no text"
             raise UserError(
-                f"--secret={name}=file:{path}: {error}; give a text file that can be read"
+                f"--secret={name}=file:{path}: {why}; give a text file that can be read"
             ) from error
     return values

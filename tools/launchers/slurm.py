@@ -8,6 +8,7 @@ environment lie on the cluster's shared file system.
 import dataclasses
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from tools.launchers.secrets import known_here
 from trainer.distributed import jobs
 
 _PROGRAMS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
+_TIME = re.compile(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}|UNLIMITED")
 _LOGIN = "launch from a login node of the cluster"
 _PORTS = 1000  # beyond the first, for jobs that share a host
 _RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT")
@@ -50,6 +52,10 @@ class SlurmLauncher:
     def placed(self, job: Job) -> Job:
         refuse_secrets_of(job, "kubernetes", "env")
         refuse_fields(job, "slurm", "topology", "timeout_s")
+        if self.time_limit and not _TIME.fullmatch(self.time_limit):
+            raise UserError(
+                f"--time_limit={self.time_limit}: Slurm writes 30 (minutes), 12:00:00 or 2-00:00:00"
+            )
         for option in self.sbatch:
             if not option.startswith("-") or "\n" in option:
                 raise UserError(f"--sbatch={option} is no option of sbatch, such as --gpus-per-task=4")
@@ -87,7 +93,7 @@ class SlurmLauncher:
             said = (
                 programs.last_line(answered) if answered.returncode else "the cluster has none of this name"
             )
-            return [Finding(what, said, "ask the cluster's administrator, or give another --partition")]
+            return [Finding(what, said, _LOGIN if answered.returncode else "give another --partition")]
         return [Finding(f"{what}: {'; '.join(answered.stdout.strip().splitlines())}")]
 
     def submit(self, points: Sequence[Job], name: str, rendered: Path) -> str:
@@ -112,7 +118,10 @@ class SlurmLauncher:
         if not lines:
             return Seen("ended", "not in the queue any more")
         running = any(line.split()[0] in _RUNNING for line in lines)
-        return Seen("running" if running else "waiting", ", ".join(sorted(set(lines))))
+        return Seen(
+            "running" if running else "waiting",
+            ", ".join(sorted({line.removesuffix(" None") for line in lines})),
+        )
 
     def logs(self, handle: str, follow: bool, since_s: float) -> None:
         """Output lies in the record."""

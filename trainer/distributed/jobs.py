@@ -17,6 +17,7 @@ COORDINATOR, NUM_PROCESSES, PROCESS_ID = (
 )
 PORT, OWN_PORT = 8476, "VITFORGE_PORT"  # of the coordinator, where no launcher chose one
 NUM_SLICES, SLICE = "VITFORGE_NUM_SLICES", "VITFORGE_SLICE"  # of a job whose slices are Kubernetes Jobs
+RUN = "VITFORGE_RUN"  # tells one submission of a job from another, each of which may start several times
 PORT_HELD = "VITFORGE_PORT_HELD"  # set by a launcher that keeps the port bound, and does not listen
 _POD_INDEX = "JOB_COMPLETION_INDEX"  # Kubernetes sets it in every pod of an indexed Job
 _FEW = 20  # processes in a message

@@ -239,6 +239,7 @@ def test_the_doctor_asks_for_permission_definition_and_queue(cluster: dict[str, 
         (["--name=" + "a" * 40, "--topology=v5e:16x16", "--slices=64"], ""),
         (["--image="], "needs --image=REGISTRY/NAME:TAG"),
         (["--mount=runs=pvc:x"], "--mount=runs=pvc:x: /PATH=pvc:CLAIM or /PATH=gs://BUCKET"),
+        (["--namespace=My_Team"], "--namespace: Kubernetes refuses the name 'My_Team'"),
         (["--secret=A=file:x"], "--secret=A: this back end looks up kubernetes, not file"),
         (["--secret=A=hunter2"], "never the value itself"),
         (["--topology=v5e:4x4", "--processes=2"], "--processes=2, but --topology has 4"),
@@ -263,3 +264,11 @@ def test_a_set_that_gets_no_further_is_ended(tmp_path: Path) -> None:
     (workdir / "checkpoints/20/meta").mkdir(parents=True)
     (workdir / "checkpoints/20/meta/metadata").touch()
     note_start(workdir)
+
+
+def test_a_workdir_that_ends_with_its_pod_is_refused() -> None:
+    done = launch(
+        "render", *COMMON, "--processes=2", "--mount=/data=pvc:data", "--", "true", "--workdir=/runs/x"
+    )
+    assert done.returncode == ExitCode.BAD_INPUT
+    assert "error: --workdir=/runs/x lies in no storage that the pods share" in done.stderr

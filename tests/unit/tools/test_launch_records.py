@@ -125,6 +125,9 @@ def test_a_sweep_is_a_job_for_each_combination_and_goes_on_where_it_was(tmp_path
     ]
     assert "lr=0.2,code=0" in done.stderr
     assert "validation_top1" in done.stderr
+    other = launch("run", *job[:2], "--sweep", "lr=0.3", *behind)
+    assert other.returncode == ExitCode.BAD_INPUT
+    assert "error: results of another sweep are recorded as grid, such as --workdir=" in other.stderr
     again = launch("run", *job, *behind)
     assert [line for line in again.stderr.splitlines() if "is done" in line] == [
         "[launch] grid-0 is done",
@@ -219,6 +222,9 @@ TRAINING = ["--", "python", "-m", "trainer.main", "--config=configs/digits.py:te
             [],
             "mesh.slices=1, but --slices=2",
         ),
+        ([], ["--workdri=x"], "Unknown command line flag 'workdri'"),
+        ([], ["--workdir=gs://bucket/run"], "--workdir=gs://bucket/run is a URL; give a folder"),
+        (["--backend=slurm", "--time_limit=soon"], [], "--time_limit=soon: Slurm writes 30 (minutes)"),
         (["--plan"], [], "--plan compiles a training (python -m trainer.main …) for a --topology"),
     ],
 )
