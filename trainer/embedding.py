@@ -76,20 +76,26 @@ def classified(images: Array, classes: Sequence[Array], labels: Array) -> float:
     return float(((images @ means.T).argmax(axis=1) == labels).mean())
 
 
-def recalls(images: Array, texts: Array) -> dict[str, float]:
-    """How often what belongs to an image (N, E) is among the likest 1, 5 and 10 texts (N, E), and the other way round."""
+def recalls(images: Array, texts: Array, tokens: Array) -> dict[str, float]:
+    """How often a text that belongs to an image (N, E) is among the likest 1, 5 and 10 texts (N, E), and the other way round.
+
+    Pairs whose texts are the same `tokens` (N, T) belong to each other. What is exactly as like as the best of them, and does not
+    belong, counts as likelier: a tower that says the same of everything finds nothing.
+    """
+    _, text = np.unique(tokens, axis=0, return_inverse=True)
     found: dict[str, float] = {}
     for name, asked, known in (("image_to_text", images, texts), ("text_to_image", texts, images)):
-        ranks = _ranks(asked, known)
+        ranks = _ranks(asked, known, text.reshape(-1))
         found |= {f"{name}_recall_{count}": float((ranks < count).mean()) for count in _RECALLS}
     return found
 
 
-def _ranks(asked: Array, known: Array) -> Array:
-    """(N,): how many are likelier than its own. What is exactly as like, as an equal text is, counts for it."""
+def _ranks(asked: Array, known: Array, text: Array) -> Array:
+    """(N,): how many that do not belong are as like as the likest that does, or likelier; `text` (N,) numbers the texts."""
     ranks = []
     for start in range(0, len(asked), _ROWS):
-        rows = asked[start : start + _ROWS] @ known.T
-        own = rows[np.arange(len(rows)), start + np.arange(len(rows))]
-        ranks.append((rows > own[:, None] + 1e-6).sum(axis=1))
+        like = asked[start : start + _ROWS] @ known.T
+        belongs = text[start : start + _ROWS, None] == text[None, :]
+        best = np.where(belongs, like, -np.inf).max(axis=1, keepdims=True)
+        ranks.append((~belongs & (like >= best - 1e-6)).sum(axis=1))
     return np.concatenate(ranks)

@@ -11,7 +11,7 @@ from trainer import checkpoint, description
 from trainer.checkpoint import Card
 from trainer.config import Experiment
 from trainer.data import datasets
-from trainer.data.source import Dataset
+from trainer.data.source import Dataset, require_channels
 from trainer.description import Mixer, Model, TextTower, TwoTowers, ViT, uniform
 from trainer.models.build import Params, init_params
 from trainer.parts import Parts, preprocessing, run_meta
@@ -29,6 +29,7 @@ def assemble_pair(experiment: Experiment) -> Parts:
     dataset = datasets.open_pairs(experiment.dataset, tokens, vocab, experiment.bad_images)
     experiment = experiment.in_steps(len(dataset.train))
     image, params, spec = _image_tower(experiment, dataset)
+    require_channels(dataset.train, spec.channels, dataset.name)
     model = TwoTowers(image, _text_tower(experiment, vocab, image), experiment.contrastive_loss == "sigmoid")
     first: Params | None = None
     if params is not None:

@@ -13,7 +13,7 @@ from trainer.checkpoint import Card
 from trainer.config import Experiment, config_hash, resolved_text
 from trainer.data.datasets import open_dataset
 from trainer.data.encoded import EncodedImages
-from trainer.data.source import Dataset
+from trainer.data.source import Dataset, require_channels
 from trainer.description import Classifier
 from trainer.models.build import Params
 from trainer.objectives import Objective
@@ -79,13 +79,7 @@ def _start(experiment: Experiment, dataset: Dataset) -> Start | None:
     if not experiment.pretrained:
         return None
     start = start_from(experiment.pretrained, experiment.model, experiment.image_size, dataset.class_names)
-    channels = dataset.train.channels
-    # Grey pictures become colour ones by themselves; colours are not thrown away unasked.
-    if channels not in (1, start.preprocess.channels):
-        raise UserError(
-            f"{dataset.name} has pictures of {channels} channels, the model of {experiment.pretrained} takes grey ones; "
-            "use weights that take colours"
-        )
+    require_channels(dataset.train, start.preprocess.channels, dataset.name)
     return start
 
 

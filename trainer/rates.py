@@ -70,13 +70,18 @@ class Rates:
             self.spent_s[what] += time.monotonic() - began_s
 
     def step(self) -> None:
-        """A step has ended that was not the first, which compiles."""
+        """A step has ended on the devices that was not the first, which compiles."""
         self._steps += 1
 
     def lap(self) -> dict[str, float]:
-        """Rates since the last lap, of steps and the input that they waited for, and the goodput of the run so far."""
+        """Rates since the last lap, of steps and the input that they waited for, and the goodput of the run so far.
+
+        Before a step has ended there is no rate to tell.
+        """
         now = (self._steps, self._stepping_s, self.spent_s["input"])
         steps, stepping_s, input_s = (new - old for new, old in zip(now, self._lap, strict=True))
+        if not steps:
+            return {"goodput": self.goodput}
         self._lap = now
         images, devices = steps * self._batch / max(stepping_s, 1e-9), jax.device_count()
         peak = peak_flops(jax.devices()[0].device_kind)

@@ -8,7 +8,7 @@ from serving import preprocess
 from serving.command import progress
 from serving.preprocess import PreprocessSpec
 from trainer.data.pipeline import fitted
-from trainer.data.source import Array, ImageSource
+from trainer.data.source import Array, ImageSource, require_channels
 
 
 def read_images(
@@ -22,7 +22,11 @@ def read_images(
     """`run` (normalised images (batch, H, W, C) → (batch, …)) of the images at `places`, all for None: (N, …).
 
     The last batch is filled up with images of its own, so that one compiled shape does.
+
+    Raises:
+      UserError: for pictures in colour, where grey ones are taken.
     """
+    require_channels(source, spec.channels, "the data set")
     images, chosen, answers = fitted(source, spec), np.arange(len(source)) if places is None else places, []
     with progress(len(chosen), label) as bar:
         for start in range(0, len(chosen), batch):

@@ -76,9 +76,12 @@ def check_teacher(
       UserError: naming both sides.
     """
     if teacher.preprocess != spec:
+        seen, sees = dataclasses.asdict(teacher.preprocess), dataclasses.asdict(spec)
+        differs = "; ".join(
+            f"{name} {seen[name]} and {sees[name]}" for name in seen if seen[name] != sees[name]
+        )
         raise UserError(
-            f"the teacher was trained with preprocessing {teacher.preprocess}, the student uses {spec}; "
-            "both must see the same view of an image"
+            f"teacher and student must see the same view of an image, and differ, the teacher's named first, in {differs}"
         )
     knows, learns = teacher.description.num_classes, student.num_classes
     if knows != learns:

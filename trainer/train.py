@@ -130,11 +130,11 @@ class _Run:
             card.description, tx, self._mesh, experiment.seed, experiment.ema_decay > 0
         )
         self._state = self._first_state(fresh)
-        said += [f"replicated: {line}" for line in undivided]
+        said += [f"replicated: {line}" for line in rules.grouped(undivided)]
         teacher = parts.teacher if self._answers is None else None
         if teacher:
             divided = rules.shardings(teacher.params, self._mesh)[1]
-            said += [f"replicated, of the teacher: {line}" for line in divided]
+            said += [f"replicated, of the teacher: {line}" for line in rules.grouped(divided)]
         self._teacher = (
             Frozen(teacher.description, rules.place(in_dtype(teacher.params, experiment.dtype), self._mesh))
             if teacher
@@ -233,11 +233,14 @@ class _Run:
                     self._leave(number)
                 watchdog.at("waiting for input", number + 1)
         self._metrics.flush()
+        if self._start + 1 < experiment.total_steps:
+            self._rates.step()
 
     def _log(self, number: int, metrics: Mapping[str, jax.Array], written: bool) -> None:
         """Takes note of a step; what it gave is fetched when the next one is under way."""
         self._metrics.queue(number, metrics, written)
-        if number > self._start + 1:
+        # What came before is done with now; the first step has waited for itself, and this one is under way.
+        if number > self._start + 2:
             self._rates.step()
         if written:
             self._metrics.write(number, self._rates.lap())

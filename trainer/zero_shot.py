@@ -65,7 +65,11 @@ def _known(flag: dict[str, Any], templates: list[str]) -> dict[str, object]:
     said: dict[str, object] = {"weights": path, "dataset": flag["dataset"], "split": flag["split"]}
     if flag["dataset"].startswith(KIND):
         split = getattr(open_pairs(flag["dataset"], tokens, vocab), flag["split"])
-        return {**said, "pairs": len(split), **recalls(pair.images(split), pair.texts(split.labels))}
+        return {
+            **said,
+            "pairs": len(split),
+            **recalls(pair.images(split), pair.texts(split.labels), split.labels),
+        }
     data = open_dataset(flag["dataset"], flag["data_dir"])
     split = getattr(data, flag["split"])
     sentences = [[template.replace("{}", name) for name in data.class_names] for template in templates]

@@ -50,13 +50,15 @@ def main(argv: list[str]) -> dict[str, object]:
     )
     complete = bool(recipe and values["topology"].value)
     command.require_usage(extra, complete, "--config=FILE.py and --topology=KIND:SHAPE are needed")
-    _enter_environment()
     experiment = config.experiment(str(recipe), overrides)
 
     from tools.plan import chips
-    from tools.plan.report import plan, table
 
     where = chips.topology(values["topology"].value, values["slices"].value or experiment.mesh.slices)
+    _enter_environment()
+
+    from tools.plan.report import plan, table
+
     result = plan(experiment, where, values["classes"].value, values["largest"].value)
     if not values["json"].value:
         print(table(result), file=sys.stderr)

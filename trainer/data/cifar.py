@@ -51,17 +51,17 @@ _CIFAR100 = _Kind(
 )
 
 
-def load_cifar10(data_dir: str) -> Dataset:
+def load_cifar10(data_dir: str, skip: bool = False) -> Dataset:
     """CIFAR-10 from `data_dir`; see `_load`."""
-    return _load(_CIFAR10, data_dir)
+    return _load(_CIFAR10, data_dir, skip)
 
 
-def load_cifar100(data_dir: str) -> Dataset:
+def load_cifar100(data_dir: str, skip: bool = False) -> Dataset:
     """CIFAR-100 with its 100 fine classes from `data_dir`; see `_load`."""
-    return _load(_CIFAR100, data_dir)
+    return _load(_CIFAR100, data_dir, skip)
 
 
-def _load(kind: _Kind, data_dir: str) -> Dataset:
+def _load(kind: _Kind, data_dir: str, skip: bool) -> Dataset:
     """From the published archive in `data_dir`, the folder that it unpacks to, or that folder itself.
 
     Raises:
@@ -74,7 +74,7 @@ def _load(kind: _Kind, data_dir: str) -> Dataset:
     images, labels = (np.concatenate([part[place] for part in parts[:-1]]) for place in (0, 1))
     # A tenth is 5,000 of the published 50,000; archives cut down for a trial keep the proportion.
     train, validation = split_off(images, labels, (len(labels) // 10,), seed=0)
-    return assemble(kind.name, (train, validation, ImageSource(*parts[-1])), names)
+    return assemble(kind.name, (train, validation, ImageSource(*parts[-1])), names, skip)
 
 
 def _contents(kind: _Kind, data_dir: Path, wanted: Sequence[str]) -> dict[str, bytes]:

@@ -12,7 +12,7 @@ from trainer.data import cifar, digits, folder, mnist, pairs, shards, tfds
 from trainer.data.bad_images import Sound
 from trainer.data.source import Dataset
 
-_NAMED: dict[str, Callable[[str], Dataset]] = {
+_NAMED: dict[str, Callable[[str, bool], Dataset]] = {
     "digits": digits.load,
     "mnist": mnist.load_mnist,
     "fashion_mnist": mnist.load_fashion_mnist,
@@ -30,7 +30,7 @@ def open_dataset(name: str, data_dir: str = "", bad_images: str = "fatal") -> Da
       UserError: for an unknown name (with the nearest), or files that are missing or damaged.
     """
     if name in _NAMED:
-        return _NAMED[name](data_dir)
+        return _NAMED[name](data_dir, bad_images == "skip")
     sound = _sound(bad_images)
     kinds: dict[str, Callable[[str], Dataset]] = {
         "folder": partial(_without, data_dir, partial(folder.load, sound=sound)),

@@ -16,7 +16,7 @@ _VALIDATION, _TEST = 180, 360
 _WHITE = 16  # the pixels count from 0 to 16
 
 
-def load(data_dir: str) -> Dataset:
+def load(data_dir: str, skip: bool = False) -> Dataset:
     """The digits.
 
     Raises:
@@ -28,7 +28,7 @@ def load(data_dir: str) -> Dataset:
     table = np.loadtxt(_file(), delimiter=",")
     images = np.rint(table[:, :-1].reshape(-1, 8, 8, 1) * (255 / _WHITE)).astype(np.uint8)
     splits = split_off(images, table[:, -1].astype(np.int32), (_VALIDATION, _TEST), seed=0)
-    return assemble("digits", splits, tuple("0123456789"))
+    return assemble("digits", splits, tuple("0123456789"), skip)
 
 
 def _file() -> Path:

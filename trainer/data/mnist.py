@@ -21,7 +21,7 @@ _CLOTHES = (
 _DIGITS = tuple("0123456789")
 
 
-def load_fashion_mnist(data_dir: str) -> Dataset:
+def load_fashion_mnist(data_dir: str, skip: bool = False) -> Dataset:
     """Fashion-MNIST from IDX files in `data_dir`, or where Debian's package puts them.
 
     Raises:
@@ -29,21 +29,21 @@ def load_fashion_mnist(data_dir: str) -> Dataset:
     """
     folder = Path(data_dir).expanduser() if data_dir else _DEBIAN_FOLDER
     return _load(
-        "fashion_mnist", folder, _CLOTHES, f"apt-get install dataset-fashion-mnist, or {_OWN_FOLDER}"
+        "fashion_mnist", folder, _CLOTHES, f"apt-get install dataset-fashion-mnist, or {_OWN_FOLDER}", skip
     )
 
 
-def load_mnist(data_dir: str) -> Dataset:
+def load_mnist(data_dir: str, skip: bool = False) -> Dataset:
     """MNIST from IDX files in `data_dir`; raises as `load_fashion_mnist` does."""
     if not data_dir:
         raise UserError(f"mnist is in no package; fetch it and {_OWN_FOLDER}")
-    return _load("mnist", Path(data_dir).expanduser(), _DIGITS, _OWN_FOLDER)
+    return _load("mnist", Path(data_dir).expanduser(), _DIGITS, _OWN_FOLDER, skip)
 
 
-def _load(name: str, folder: Path, classes: tuple[str, ...], remedy: str) -> Dataset:
+def _load(name: str, folder: Path, classes: tuple[str, ...], remedy: str, skip: bool) -> Dataset:
     published, test = (read_pair(folder, part, remedy) for part in ("train", "t10k"))
     # A twelfth is 5,000 of the published 60,000; files cut down for a trial keep the proportion.
     train, validation = split_off(
         np.asarray(published.images), published.labels, (len(published) // 12,), seed=0
     )
-    return assemble(name, (train, validation, test), classes)
+    return assemble(name, (train, validation, test), classes, skip)

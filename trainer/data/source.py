@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -9,6 +10,8 @@ import numpy as np
 
 from serving.command import UserError
 
+_log = logging.getLogger(__name__)
+_NAMED = 10  # of bad labels, in a message
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -52,17 +55,48 @@ class Dataset:
     fingerprint: str
 
 
-def assemble(name: str, splits: Sequence[ImageSource], class_names: tuple[str, ...]) -> Dataset:
+def assemble(
+    name: str, splits: Sequence[ImageSource], class_names: tuple[str, ...], skip: bool = False
+) -> Dataset:
     """A data set of its train, validation and test splits, held in arrays, with the fingerprint of every pixel.
 
     Raises:
-      UserError: for an empty split, or a label without a class.
+      UserError: for an empty split, or labels without a class unless they are to be left out (`skip`).
     """
     contents = []
+    parts = zip(splits, ("train", "validation", "test"), strict=True)
+    splits = [_with_classes(name, part, split, len(class_names), skip) for split, part in parts]
     for split in splits:
         images = np.asarray(split.images)
         contents.append(repr(images.shape).encode() + np.ascontiguousarray(images).tobytes())
     return of_contents(name, splits, class_names, contents)
+
+
+def _with_classes(name: str, part: str, split: ImageSource, classes: int, skip: bool) -> ImageSource:
+    """`split` without the examples whose label has no class."""
+    wrong = np.flatnonzero((split.labels < 0) | (split.labels >= classes))
+    if not len(wrong):
+        return split
+    first = ", ".join(f"image {place} (label {split.labels[place]})" for place in wrong[:_NAMED])
+    more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+    said = f"{name}: {len(wrong)} of {len(split)} images of its {part} split have labels without a class: {first}{more}"
+    if not skip:
+        raise UserError(f"{said}; labels go from 0 to {classes - 1}; bad_images=skip leaves them out")
+    _log.warning("%s; they are left out", said)
+    kept = np.delete(np.arange(len(split)), wrong)
+    return ImageSource(np.asarray(split.images)[kept], split.labels[kept])
+
+
+def require_channels(source: ImageSource, taken: int, what: str) -> None:
+    """Refuses pictures of more channels than a model takes: grey ones become colour ones by themselves, not the other way round.
+
+    Raises:
+      UserError: naming `what` shows them and what is wanted.
+    """
+    if source.channels not in (1, taken):
+        raise UserError(
+            f"{what} has pictures of {source.channels} channels, the model takes grey ones; use weights that take colours"
+        )
 
 
 def of_contents(

@@ -65,7 +65,7 @@ def _over_slices(
         have = len({device.process_index for device in devices} if by_process else known)
         kind = "processes" if by_process else "slices"
         raise UserError(
-            f"mesh.slices={slices}, but the {len(devices)} devices are in {have} {kind}; give their number"
+            f"mesh.slices={slices}, but the number of {kind} that the {len(devices)} devices are in is {have}; give that, or 1"
         ) from error
 
 

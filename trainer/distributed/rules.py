@@ -5,6 +5,8 @@ The first pattern that ends a path wins; what no pattern matches is replicated. 
 """
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -52,6 +54,16 @@ def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh) -> tuple[PartitionSp
         if not divides:
             refused.append(f"{path}: {size} is not a multiple of {axis}={mesh.shape[axis]}")
     return PartitionSpec(*kept), refused
+
+
+def grouped(reports: Sequence[str]) -> list[str]:
+    """Reports of `spec_for`, those of all blocks alike in one line: `blocks/*/mlp/up/kernel (12 times): …`."""
+    alike = Counter(re.sub(r"\bblocks/\d+/", "blocks/*/", report) for report in reports)
+    single = {re.sub(r"\bblocks/\d+/", "blocks/*/", report): report for report in reports}
+    return [
+        single[line] if count == 1 else line.replace(": ", f" ({count} times): ", 1)
+        for line, count in alike.items()
+    ]
 
 
 def shardings(tree: Any, mesh: Mesh) -> tuple[Any, list[str]]:

@@ -16,7 +16,7 @@ import pytest
 from serving.command import UserError
 from trainer.data.datasets import open_dataset
 from trainer.data.idx import read_idx
-from trainer.data.source import Array, Dataset, ImageSource, assemble, split_off
+from trainer.data.source import Array, Dataset, ImageSource, assemble, require_channels, split_off
 
 ROOT = Path(__file__).parents[3]
 FILES = {
@@ -241,10 +241,24 @@ def test_a_label_without_a_class_is_refused(folder: Path) -> None:
     labels = _content("t10k-labels-idx1-ubyte")
     labels[4] = 10
     (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(_idx(labels)))
-    assert "has the label 10 in its test split; labels go from 0 to 9" in _refusal(folder)
+    said = "of its test split have labels without a class: image 4 (label 10); labels go from 0 to 9; bad_images=skip"
+    assert said in _refusal(folder)
+    whole, kept = len(labels), open_dataset("fashion_mnist", str(folder), "skip").test
+    assert (len(kept), kept.labels.max()) == (whole - 1, 9)
 
 
 def test_too_few_images_for_a_split_are_refused() -> None:
     some, none = (ImageSource(np.zeros((n, 2, 2, 1), np.uint8), np.zeros(n, np.int32)) for n in (2, 0))
     with pytest.raises(UserError, match="tiny has no examples for its validation split"):
         assemble("tiny", (some, none, some), ("a",))
+
+
+def test_pictures_in_colour_are_not_shown_to_a_model_of_grey_ones() -> None:
+    colours = ImageSource(np.zeros((2, 4, 4, 3), np.uint8), np.zeros(2, np.int32))
+    grey = ImageSource(np.zeros((2, 4, 4, 1), np.uint8), np.zeros(2, np.int32))
+    for fits in ((colours, 3), (grey, 1), (grey, 3)):
+        require_channels(*fits, "x")
+    with pytest.raises(
+        UserError, match="x has pictures of 3 channels, the model takes grey ones; use weights"
+    ):
+        require_channels(colours, 1, "x")

@@ -51,7 +51,7 @@ def _losses(workdir: Path) -> list[float]:
     [
         (
             {"preprocess": dataclasses.replace(DIGITS_SPEC, mean=(0.0,))},
-            "both must see the same view of an image",
+            r"must see the same view of an image, and differ, the teacher.s named first, in mean \(0.0,\) and \(127.5,\)",
         ),
         (
             {"description": dataclasses.replace(SMALL, num_classes=7)},

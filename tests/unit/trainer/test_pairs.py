@@ -167,11 +167,16 @@ def test_the_losses_are_those_of_their_papers() -> None:
 def test_recalls_and_classes_by_hand() -> None:
     texts = np.eye(12, 12)
     images = np.roll(texts, 1, axis=0)  # each is likest another's text
-    found = recalls(images, texts)
+    tokens = np.arange(12)[:, None]
+    found = recalls(images, texts, tokens)
     assert found["image_to_text_recall_1"] == 0.0
-    assert recalls(texts, texts) == dict.fromkeys(found, 1.0)
+    assert recalls(texts, texts, tokens) == dict.fromkeys(found, 1.0)
     same = np.ones((12, 1))
-    assert recalls(same, same)["text_to_image_recall_1"] == 1.0  # what is exactly as like counts
+    assert recalls(same, same, tokens) == dict.fromkeys(found, 0.0)  # says the same of everything
+    assert recalls(same, same, same) == dict.fromkeys(found, 1.0)  # all texts are one, and belong to all
+    assert (
+        recalls(images, texts, tokens // 2)["text_to_image_recall_1"] == 0.5
+    )  # of two with one text, either will do
     classes = [np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[0.6, 0.8], [0.0, 1.0]])]
     assert classified(np.array([[1.0, 0.0], [0.0, 1.0], [0.1, 1.0]]), classes, np.array([0, 1, 1])) == 1.0
 

@@ -75,6 +75,12 @@ def test_a_dimension_that_its_axis_does_not_divide_is_replicated_and_reported() 
     spec, refused = rules.spec_for("blocks/0/attention/query/kernel", (16, 3, 8), mesh(1, 4, 2))
     assert spec == PartitionSpec("fsdp", None, None)
     assert refused == ["blocks/0/attention/query/kernel: 3 is not a multiple of model=2"]
+    alike = [*refused, refused[0].replace("0", "1"), "head/kernel: 5 is not a multiple of fsdp=2"]
+    assert rules.grouped(refused) == refused
+    assert rules.grouped(alike) == [
+        "blocks/*/attention/query/kernel (2 times): 3 is not a multiple of model=2",
+        "head/kernel: 5 is not a multiple of fsdp=2",
+    ]
 
 
 def test_an_axis_of_one_device_divides_everything() -> None:
