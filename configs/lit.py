@@ -3,12 +3,13 @@
     python -m trainer.main --config=configs/lit.py --workdir=runs/lit --config.dataset=pairs:photos.jsonl \
         --config.text.vocab=vocab.txt --config.model=B_16 --config.pretrained=B_16.npz --config.image_size=224
     python -m trainer.main --config=configs/lit.py --workdir=runs/lit --config.dataset=pairs:photos.jsonl \
-        --config.text.vocab=vocab.txt --config.pretrained=runs/teacher --config.image_size=28 \
+        --config.text.vocab=vocab.txt --config.pretrained=runs/colours --config.image_size=32 \
         --config.contrastive_loss=sigmoid
     python -m trainer.zero_shot --checkpoint=runs/lit --vocab=vocab.txt --dataset=fashion_mnist --templates="a photo of a {}."
 
-`photos.jsonl` holds {"image": "cat.jpg", "text": "a cat"} a line. A vocabulary is BERT's .txt or SentencePiece's .model. Every
-image of the global batch is compared with every text of it: the larger the batch, the better. Not run at its full size here.
+`photos.jsonl` holds {"image": "cat.jpg", "text": "a cat"} a line; pictures from files have colours, and so must the image tower.
+A vocabulary is BERT's .txt or SentencePiece's .model. Every image of the global batch is compared with every text of it: the
+larger the batch, the better. Not run at its full size here.
 """
 
 import ml_collections

@@ -244,3 +244,37 @@ def test_slices_are_replicas_that_follow_each_other_even_on_parts_of_the_torus()
     python = ROOT / ".venv-plan/bin/python"
     done = subprocess.run([python, "-c", _MESH], cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize(("batch", "code"), [(64, 0), (16384, 2)])
+def test_a_launch_with_a_plan_starts_only_what_fits(batch: int, code: int) -> None:
+    job = [
+        "--backend=tpu_vm",
+        "--project=p",
+        "--zone=z",
+        "--name=x",
+        "--topology=v5e:2x2",
+        "--plan",
+        "--dry_run",
+    ]
+    training = ["--config=configs/augreg.py:Ti_16", "--workdir=/runs/x", "--config.dataset=cifar10"]
+    command = [
+        "--",
+        "python",
+        "-m",
+        "trainer.main",
+        *training,
+        f"--config.batch={batch}",
+        "--config.batch_eval=64",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.launch", "run", *job, *command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code, done.stderr
+    assert ("create.sh" in done.stdout) == (code == 0)
+    assert ("error: the training does not fit into the chips' memory" in done.stderr) == (code == 2)
