@@ -99,12 +99,12 @@ def _with_file(own: list[str], behind: tuple[str, ...]) -> tuple[list[str], tupl
     typed, files = _take(own, "--job")
     if not files:
         return own, behind
-    words, described = description.of_file(Path(files[-1]))
+    words, there = description.of_file(Path(files[-1]))
     rest, swept = sweep.split_sweep(words)
     _, backends = _take([*words, *typed], "--backend")
     rest = options.without_those_of_others(rest, launchers.LAUNCHERS, backends[-1] if backends else "local")
     instead = [] if sweep.split_sweep(typed)[1] or not swept else ["--sweep", *swept]
-    return [*rest, *instead, *typed], behind or described
+    return [*rest, *instead, *typed], behind or there
 
 
 def _take(words: Sequence[str], flag: str) -> tuple[list[str], list[str]]:
@@ -251,7 +251,11 @@ def _describing(own: Sequence[str]) -> list[str]:
     rest = list(own)
     for name in _OF_VERBS:
         rest, _ = _take(rest, f"--{name}")
-    return [word for word in rest if word.removeprefix("--no").removeprefix("--") not in _SWITCHES_OF_VERBS]
+    return [word for word in rest if not _is_switch_of_verbs(word)]
+
+
+def _is_switch_of_verbs(word: str) -> bool:
+    return word.removeprefix("--no").removeprefix("--").partition("=")[0] in _SWITCHES_OF_VERBS
 
 
 def _is_done(record: Record, job: Job) -> bool:
