@@ -11,6 +11,7 @@ import pytest
 
 from serving.command import ExitCode
 from tests.support import sshd, trainings
+from tests.support.launches import launch
 from trainer import checkpoint
 
 ROOT = trainings.ROOT
@@ -49,16 +50,6 @@ def options(lab: sshd.Hosts, folder: Path, **changed: str) -> list[str]:
 
 def training(folder: Path, arguments: list[str]) -> list[str]:
     return ["--", "python", "-m", "trainer.main", f"--workdir={folder / 'run'}", *arguments]
-
-
-def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tools.launch", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=trainings.PATIENCE_S,
-    )
 
 
 def test_arguments_and_secrets_reach_the_hosts_and_secrets_nobody_else(

@@ -1,17 +1,12 @@
 """The launcher's command line: values arrive as typed, and bad input is refused in one line."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
-HERE = [sys.executable, "-m", "tools.launch"]
+from tests.support.launches import launch
+
 ECHO = ["--", "python", "-c", "import json, sys; print(json.dumps({'arguments': sys.argv[1:]}))"]
-
-
-def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*HERE, *arguments], capture_output=True, text=True, timeout=60)
 
 
 def test_arguments_with_spaces_quotes_and_substitutions_arrive_as_typed() -> None:

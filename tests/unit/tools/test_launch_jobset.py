@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import pytest
 
 from serving.command import ExitCode
 from tests.support import fake_command, manifests
+from tests.support.launches import launch
 from tools.launchers.breaker import note_start
 
 ROOT = Path(__file__).parents[3]
@@ -73,17 +72,6 @@ RENDERED = {
         "--config.batch=512",
     ],
 }
-
-
-def launch(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tools.launch", *arguments],
-        cwd=ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
 
 
 @pytest.mark.parametrize("name", [name for name in RENDERED if name != "ssh_two_hosts"])

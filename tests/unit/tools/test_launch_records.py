@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from serving.command import ExitCode, UserError
+from tests.support.launches import launch
 from tools.launchers import attended, sweep
 from tools.launchers.job import Job
 
@@ -25,17 +26,6 @@ with open(values["workdir"] + "/metrics.jsonl", "a") as file:
     print(json.dumps({"step": 5, "loss": float(values["config.lr"]), "validation_top1": 0.5}), file=file)
 sys.exit(int(values.get("config.code", 0)))
 """
-
-
-def launch(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tools.launch", *arguments],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
 
 
 def test_a_job_with_a_name_is_found_again(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from serving.command import ExitCode
 from tests.support import fake_command
+from tests.support.launches import launch
 
 ROOT = Path(__file__).parents[3]
 WHERE = ["--backend=tpu_vm", "--project=lab", "--zone=us-central2-b", "--name=ti", f"--venv={sys.prefix}"]
@@ -24,17 +25,6 @@ SAYS = [
 @pytest.fixture
 def cloud(tmp_path: Path) -> dict[str, str]:
     return fake_command.install(tmp_path, "gcloud", "tests.support.fake_gcloud")
-
-
-def launch(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tools.launch", *arguments],
-        cwd=ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
 
 
 def asked(folder: Path, *words: str) -> list[list[str]]:
