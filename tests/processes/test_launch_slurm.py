@@ -197,4 +197,4 @@ def test_slurms_refusal_is_one_line(cluster: slurm.Cluster, shape: Path, tmp_pat
     )
     assert done.returncode == ExitCode.BAD_INPUT
     assert done.stderr.splitlines()[-1].startswith("error: Slurm refused the job: ")
-    assert "Invalid partition" in done.stderr
+    assert "invalid partition specified: none" in done.stderr

@@ -22,7 +22,7 @@ def files() -> list[str]:
     done = programs.run(*LISTED, folder=str(FOLDER))
     if done.returncode:
         raise UserError(
-            f"git does not say what belongs to the checkout ({programs.last_line(done)}); launch from a clone, or give --noship "
+            f"git does not say what belongs to the checkout ({programs.why_failed(done)}); launch from a clone, or give --noship "
             "where the hosts have Vitforge"
         )
     return [name for name in done.stdout.split("\0") if name and (FOLDER / name).exists()]

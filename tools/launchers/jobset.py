@@ -325,14 +325,14 @@ class JobSetLauncher:
     def _finding(self, what: str, arguments: Sequence[str]) -> Finding:
         done = programs.run(*self._kubectl(), *arguments)
         if done.returncode or done.stdout.strip() in ("", "no"):
-            said = programs.last_line(done) if done.returncode else done.stdout.strip() or "nothing"
+            said = programs.why_failed(done) if done.returncode else done.stdout.strip() or "nothing"
             return Finding(what, f"kubectl {' '.join(arguments[:3])} says {said}", _ASK)
         return Finding(what)
 
     def _require(self, *arguments: str) -> str:
         done = programs.run(*self._kubectl(), *arguments)
         if done.returncode:
-            raise UserError(f"kubectl {arguments[0]} failed: {programs.last_line(done)}")
+            raise UserError(f"kubectl {arguments[0]} failed: {programs.why_failed(done)}")
         return done.stdout
 
 

@@ -39,11 +39,11 @@ def require(*words: str, says: int = 1, told: str = "", folder: str | None = Non
     """
     done = run(*words, told=told, folder=folder)
     if done.returncode:
-        raise UserError(f"{' '.join(words[:says])} failed: {last_line(done)}")
+        raise UserError(f"{' '.join(words[:says])} failed: {why_failed(done)}")
     return done.stdout
 
 
-def last_line(done: subprocess.CompletedProcess[str]) -> str:
+def why_failed(done: subprocess.CompletedProcess[str]) -> str:
     """What a program that failed said: its first line with the word error, else its last."""
     lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}, and no word why"]
     return next((line for line in lines if re.match(r"(\S+: )?error\b", line, re.IGNORECASE)), lines[-1])

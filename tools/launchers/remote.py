@@ -134,7 +134,7 @@ class Hosts:
                 return Finding(what, f"did not answer within {_PATIENCE_S} s", "see that it runs")
             remedy = "see that it runs, and that this machine may log in to it without a password"
             return (
-                Finding(what, f"does not answer ({programs.last_line(done)})", remedy)
+                Finding(what, f"does not answer ({programs.why_failed(done)})", remedy)
                 if done.returncode
                 else Finding(what)
             )
@@ -229,7 +229,7 @@ class Hosts:
         except subprocess.TimeoutExpired:
             return f"no answer within {_PATIENCE_S} s"
         if done.returncode:
-            return programs.last_line(done)
+            return programs.why_failed(done)
         # A login shell may have words of its own, before and after.
         answers = [line for line in done.stdout.splitlines() if line.startswith('{"python"')]
         return json.loads(answers[-1]) if answers else "it did not say what it has"

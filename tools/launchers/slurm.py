@@ -91,7 +91,7 @@ class SlurmLauncher:
         what = f"partition {self.partition}" if self.partition else "Slurm"
         if answered.returncode or not answered.stdout.strip():
             said = (
-                programs.last_line(answered) if answered.returncode else "the cluster has none of this name"
+                programs.why_failed(answered) if answered.returncode else "the cluster has none of this name"
             )
             return [Finding(what, said, _LOGIN if answered.returncode else "give another --partition")]
         return [Finding(f"{what}: {'; '.join(answered.stdout.strip().splitlines())}")]
@@ -104,7 +104,7 @@ class SlurmLauncher:
         given = (f"--export=ALL,VITFORGE_RECORDS={record.parent}", f"--output={output}")
         done = programs.run("sbatch", "--parsable", *given, str(rendered / "job.sbatch"))
         if done.returncode:
-            raise UserError(f"Slurm refused the job: {programs.last_line(done)}")
+            raise UserError(f"Slurm refused the job: {programs.why_failed(done)}")
         return done.stdout.strip().partition(";")[0]
 
     def point(self, handle: str, number: int, name: str) -> str:
@@ -113,7 +113,7 @@ class SlurmLauncher:
     def look(self, handle: str) -> Seen:
         done = programs.run("squeue", "--noheader", f"--jobs={handle}", "--format=%T %r")
         if done.returncode and "Invalid job id" not in done.stderr:
-            raise UserError(f"Slurm does not answer: {programs.last_line(done)}")
+            raise UserError(f"Slurm does not answer: {programs.why_failed(done)}")
         lines = done.stdout.strip().splitlines()
         if not lines:
             return Seen("ended", "not in the queue any more")
@@ -210,6 +210,6 @@ def _requeue() -> str:
     done = programs.run("scontrol", "requeue", _this_job())
     if not done.returncode or "pending execution" in done.stderr:
         return ""
-    problem = f"saved, but Slurm does not requeue the job: {programs.last_line(done)}"
+    problem = f"saved, but Slurm does not requeue the job: {programs.why_failed(done)}"
     say(problem)
     return problem

@@ -121,7 +121,7 @@ class TpuVmLauncher:
         listed = programs.run(*_GCLOUD, "queued-resources", "list", *self._where(), "--format=json")
         if listed.returncode:
             remedy = "give a --project and --zone that you may use"
-            return [Finding(f"TPUs in {self.zone}", programs.last_line(listed), remedy)]
+            return [Finding(f"TPUs in {self.zone}", programs.why_failed(listed), remedy)]
         kind = _accelerator(job)
         kinds = programs.require(
             *_GCLOUD, "accelerator-types", "list", *self._where(), "--format=value(type)", says=5
@@ -173,7 +173,7 @@ class TpuVmLauncher:
         done = programs.run(*self._delete(job.name))
         if done.returncode:
             raise UserError(
-                f"the TPUs of {job.name} were not deleted and cost money ({programs.last_line(done)}); run "
+                f"the TPUs of {job.name} were not deleted and cost money ({programs.why_failed(done)}); run "
                 f"{shlex.join(self._delete(job.name))}"
             )
 
@@ -187,7 +187,7 @@ class TpuVmLauncher:
         )
         what, needed = f"quota of {kind} in {self.zone}", job.topology.slices * _size(job.topology)
         if listed.returncode:
-            return Finding(f"{what}: not told ({programs.last_line(listed)})")
+            return Finding(f"{what}: not told ({programs.why_failed(listed)})")
         allowed = _allowed(json.loads(listed.stdout), _QUOTAS[kind], self.zone, self.spot)
         if allowed is None:
             return Finding(f"{what}: none is named so; see the console's page of quotas")
@@ -253,7 +253,7 @@ class TpuVmLauncher:
         if done.returncode:
             if "NOT_FOUND" in done.stderr or "not found" in done.stderr.lower():
                 return ""
-            raise UserError(f"gcloud does not answer: {programs.last_line(done)}")
+            raise UserError(f"gcloud does not answer: {programs.why_failed(done)}")
         return str(json.loads(done.stdout)["state"]["state"])
 
     def _create(self, job: Job) -> tuple[str, ...]:
