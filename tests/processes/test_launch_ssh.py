@@ -56,6 +56,8 @@ def test_arguments_and_secrets_reach_the_hosts_and_secrets_nobody_else(
     lab: sshd.Hosts, tmp_path: Path
 ) -> None:
     (tmp_path / "secret").write_text("nobody knows\n")
+    theirs = tmp_path / "code/runs/theirs"  # in the folder that the code is shipped to
+    theirs.mkdir(parents=True)
     says = "import os, sys; print(sys.argv[1:], os.environ['A'][:4], os.path.isfile('tools/launch.py'))"
     typed = ["a b", "it's", '"q"', "$(touch x)", "`id`", "*", "--", ""]
     job = [*options(lab, tmp_path), f"--secret=A=file:{tmp_path / 'secret'}"]
@@ -65,6 +67,7 @@ def test_arguments_and_secrets_reach_the_hosts_and_secrets_nobody_else(
         assert f"[{index}] {typed} nobo True" in done.stderr
     kept = [path for path in tmp_path.glob("job/**/*") if path.is_file()]
     assert len(kept) > 4
+    assert theirs.is_dir()
     assert not any("nobody knows" in path.read_text() for path in kept)
 
 
