@@ -28,62 +28,26 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from absl import flags
-
 from serving import command
 from serving.command import ExitCode, UserError
-from tools import launchers
-from tools.launchers import description, fits, inspecting, options, planned, sweep
+from tools.launchers import description, inspecting, planned
+from tools.launchers.asked import Asked, described, typed
 from tools.launchers.job import Job
 from tools.launchers.launcher import Attending, Launcher, Submitting
-from tools.launchers.records import Record, all_records, described, recorded, write_files
+from tools.launchers.output import show_output
+from tools.launchers.records import Record, all_records, job_text, recorded, write_files
 from tools.launchers.restarts import Ended
 from tools.launchers.running import say, to_the_end
 
-_OF_VERBS, _SWITCHES_OF_VERBS = ("output", "records", "process"), ("dry_run", "plan", "follow", "wait")
 _ATTEND_S = 60.0  # for the record of a job to be free, which its submission, or an allocation before, held
 _TRAINING = ("python", "-m", "trainer.main", "--help")  # what the doctor looks for where no command is given
-
-
-@dataclasses.dataclass(frozen=True)
-class _Asked:
-    """What was typed: flags, and the jobs they describe, more than one for a sweep."""
-
-    values: flags.FlagValues
-    own: list[str]
-    behind: tuple[str, ...]
-    sweep: list[str]
-
-    @property
-    def records(self) -> Path:
-        return Path(self.values["records"].value)
-
-    @property
-    def name(self) -> str:
-        return self.values["name"].value or ""
-
-    def launcher(self) -> Launcher:
-        backend = launchers.require_backend(self.values["backend"].value)
-        return options.read(self.values, launchers.LAUNCHERS, backend)
-
-    def jobs(self, launcher: Launcher) -> list[Job]:
-        """The jobs, placed and fitting."""
-        job = description.job_of(self.values, self.behind)
-        points = [point.job for point in sweep.points(job, self.sweep)] if self.sweep else [job]
-        placed = [launcher.placed(point) for point in points]
-        for point in placed:
-            fits.require_fit(point)
-        return placed
 
 
 def main(argv: list[str]) -> dict[str, object] | None:
     """Does what the verb in `argv` says; leaves with the exit code of a job that failed."""
     own, behind = description.split_command(argv)
     verb = own.pop(0) if own and not own[0].startswith("-") else ""
-    own, behind = _with_file(own, behind)
-    rest, words = sweep.split_sweep(own)
-    values = _flags()
-    extra = command.parse_flags(values, rest)
+    asked, extra = typed(own, behind)
     if verb not in _VERBS:
         problem = f"no such verb: {verb!r}" if verb else "say what to do"
         raise UserError(
@@ -91,37 +55,10 @@ def main(argv: list[str]) -> dict[str, object] | None:
         )
     if extra:
         raise description.misplaced(extra[0])
-    return _VERBS[verb](_Asked(values, own, behind, words))
+    return _VERBS[verb](asked)
 
 
-def _with_file(own: list[str], behind: tuple[str, ...]) -> tuple[list[str], tuple[str, ...]]:
-    """Puts what the file of --job says before what was typed."""
-    typed, files = _take(own, "--job")
-    if not files:
-        return own, behind
-    words, there = description.of_file(Path(files[-1]))
-    rest, swept = sweep.split_sweep(words)
-    _, backends = _take([*words, *typed], "--backend")
-    rest = options.without_those_of_others(rest, launchers.LAUNCHERS, backends[-1] if backends else "local")
-    instead = [] if sweep.split_sweep(typed)[1] or not swept else ["--sweep", *swept]
-    return [*rest, *instead, *typed], behind or there
-
-
-def _take(words: Sequence[str], flag: str) -> tuple[list[str], list[str]]:
-    """(The other words, the values of `flag`), given as --flag=VALUE or --flag VALUE."""
-    rest, values, pending = [], [], list(words)
-    while pending:
-        word = pending.pop(0)
-        if word.startswith(f"{flag}="):
-            values.append(word.partition("=")[2])
-        elif word == flag and pending:
-            values.append(pending.pop(0))
-        else:
-            rest.append(word)
-    return rest, values
-
-
-def _run(asked: _Asked) -> dict[str, object] | None:
+def _run(asked: Asked) -> dict[str, object] | None:
     launcher = asked.launcher()
     jobs = asked.jobs(launcher)
     for job in jobs if asked.values["plan"].value else ():
@@ -139,22 +76,22 @@ def _run(asked: _Asked) -> dict[str, object] | None:
     return None
 
 
-def _run_job(launcher: Attending, job: Job, asked: _Asked) -> int:
+def _run_job(launcher: Attending, job: Job, asked: Asked) -> int:
     """Exit code of one job; on this machine it has a record when it was given a name."""
     if asked.values["backend"].value == "local" and not asked.name:
         return to_the_end(launcher, job, None).code
-    record = Record(asked.records / _require_name(asked))
+    record = Record(asked.records / asked.require_name())
     _require_free(record, asked)
     return _run_recorded(launcher, job, record, asked).code
 
 
-def _run_sweep(launcher: Attending, jobs: Sequence[Job], asked: _Asked) -> int:
+def _run_sweep(launcher: Attending, jobs: Sequence[Job], asked: Asked) -> int:
     """One job after the other, but those that are done; the code of the first that failed."""
-    parent, failed = Record(asked.records / _require_name(asked)), 0
+    parent, failed = Record(asked.records / asked.require_name()), 0
     _require_free(parent, asked)
     _require_same_sweep(parent, jobs, asked)
     with parent.held():
-        _keep(parent, asked, asked.own, asked.behind)
+        _keep(parent, asked, asked.describing(), asked.behind)
         parent.note(state="running", jobs=len(jobs))
         for number, job in enumerate(jobs, start=1):
             record = Record(asked.records / job.name)
@@ -172,23 +109,29 @@ def _run_sweep(launcher: Attending, jobs: Sequence[Job], asked: _Asked) -> int:
     return failed
 
 
-def _run_recorded(launcher: Attending, job: Job, record: Record, asked: _Asked) -> Ended:
+def _run_recorded(launcher: Attending, job: Job, record: Record, asked: Asked) -> Ended:
     with record.held():
-        _keep(record, asked, _flags_of(asked, job), job.command, _require_name(asked) if asked.sweep else "")
+        _keep(
+            record,
+            asked,
+            asked.describing_point(job),
+            job.command,
+            asked.require_name() if asked.sweep else "",
+        )
         record.render(launcher.render(job))
         return to_the_end(launcher, job, record)
 
 
-def _submit(launcher: Submitting, jobs: Sequence[Job], asked: _Asked) -> dict[str, object]:
-    name = _require_name(asked)
+def _submit(launcher: Submitting, jobs: Sequence[Job], asked: Asked) -> dict[str, object]:
+    name = asked.require_name()
     parent = Record(asked.records / name)
     _require_free(parent, asked)
     _require_same_sweep(parent, jobs, asked)
     points = [Record(asked.records / job.name) for job in jobs] if asked.sweep else []
     with parent.held():
-        _keep(parent, asked, asked.own, asked.behind)
+        _keep(parent, asked, asked.describing(), asked.behind)
         for point, job in zip(points, jobs):
-            _keep(point, asked, _flags_of(asked, job), job.command, name)
+            _keep(point, asked, asked.describing_point(job), job.command, name)
         rendered = parent.render(launcher.render_all(jobs, name))
     # Not held any more: the scheduler may start the job at once, whose script holds the record then.
     try:
@@ -202,7 +145,7 @@ def _submit(launcher: Submitting, jobs: Sequence[Job], asked: _Asked) -> dict[st
     return {"name": name, "backend": asked.values["backend"].value, "handle": handle, "jobs": len(jobs)}
 
 
-def _require_free(record: Record, asked: _Asked) -> None:
+def _require_free(record: Record, asked: Asked) -> None:
     """Refuses a name under which a job is that may still run, whatever its back end.
 
     Raises:
@@ -215,7 +158,7 @@ def _require_free(record: Record, asked: _Asked) -> None:
         raise UserError(f"a job {record.name} is there already; stop it, or give this one another --name")
 
 
-def _require_same_sweep(parent: Record, jobs: Sequence[Job], asked: _Asked) -> None:
+def _require_same_sweep(parent: Record, jobs: Sequence[Job], asked: Asked) -> None:
     """Refuses another sweep of a name whose results would leave its table.
 
     Raises:
@@ -232,30 +175,10 @@ def _require_same_sweep(parent: Record, jobs: Sequence[Job], asked: _Asked) -> N
             )
 
 
-def _keep(
-    record: Record, asked: _Asked, own: Sequence[str], behind: tuple[str, ...], sweep: str = ""
-) -> None:
+def _keep(record: Record, asked: Asked, own: Sequence[str], behind: tuple[str, ...], sweep: str = "") -> None:
     record.folder.mkdir(parents=True, exist_ok=True)
-    record.describe(_describing(own), behind)
+    record.describe(own, behind)
     record.begin(asked.values["backend"].value, sweep)
-
-
-def _flags_of(asked: _Asked, job: Job) -> list[str]:
-    """The arguments that describe one job of a sweep."""
-    rest, _ = sweep.split_sweep(_describing(asked.own))
-    return [*rest, f"--name={job.name}"]
-
-
-def _describing(own: Sequence[str]) -> list[str]:
-    """Of the launcher's own arguments those that say what the job is, not what is done with it now."""
-    rest = list(own)
-    for name in _OF_VERBS:
-        rest, _ = _take(rest, f"--{name}")
-    return [word for word in rest if not _is_switch_of_verbs(word)]
-
-
-def _is_switch_of_verbs(word: str) -> bool:
-    return word.removeprefix("--no").removeprefix("--").partition("=")[0] in _SWITCHES_OF_VERBS
 
 
 def _is_done(record: Record, job: Job) -> bool:
@@ -263,17 +186,10 @@ def _is_done(record: Record, job: Job) -> bool:
     return record.exists() and record.state().get("code") == 0 and record.described()[1] == job.command
 
 
-def _require_name(asked: _Asked) -> str:
-    name = asked.name or description.job_of(asked.values, asked.behind).name
-    if not name:
-        raise UserError("give the job a --name, by which status, logs and stop know it")
-    return name
-
-
-def _attend(asked: _Asked) -> None:
+def _attend(asked: Asked) -> None:
     """What a batch script runs: the job of a record, where its scheduler has put it."""
     record = recorded(asked.records, asked.name)
-    again = _described(record)
+    again = described(record)
     launcher = again.launcher()
     assert isinstance(launcher, Attending)
     with record.held(patience_s=_ATTEND_S):
@@ -282,20 +198,7 @@ def _attend(asked: _Asked) -> None:
         raise SystemExit(ended.code)
 
 
-def _described(record: Record) -> _Asked:
-    """What was asked for when a job was recorded.
-
-    Raises:
-      UserError: when this version does not know it.
-    """
-    own, behind = record.described()
-    rest, words = sweep.split_sweep(own)
-    values = _flags()
-    command.parse_flags(values, rest)
-    return _Asked(values, own, behind, words)
-
-
-def _render(asked: _Asked) -> dict[str, object] | None:
+def _render(asked: Asked) -> dict[str, object] | None:
     launcher = asked.launcher()
     jobs = asked.jobs(launcher)
     files = _rendered(launcher, jobs, asked)
@@ -306,19 +209,19 @@ def _render(asked: _Asked) -> dict[str, object] | None:
     return {"output": str(folder), "files": sorted(files)}
 
 
-def _rendered(launcher: Launcher, jobs: Sequence[Job], asked: _Asked) -> dict[str, str]:
+def _rendered(launcher: Launcher, jobs: Sequence[Job], asked: Asked) -> dict[str, str]:
     if isinstance(launcher, Submitting):
-        return {**launcher.render_all(jobs, _require_name(asked)), **_records(jobs, asked)}
+        return {**launcher.render_all(jobs, asked.require_name()), **_records(jobs, asked)}
     if not asked.sweep:
         return launcher.render(jobs[0])
     return {f"{job.name}-{name}": text for job in jobs for name, text in launcher.render(job).items()}
 
 
-def _records(jobs: Sequence[Job], asked: _Asked) -> dict[str, str]:
+def _records(jobs: Sequence[Job], asked: Asked) -> dict[str, str]:
     """What a batch script finds its job by: the records that `run` would keep."""
     if asked.values["backend"].value != "slurm":
         return {}
-    kept = {job.name: described(_flags_of(asked, job), job.command) for job in jobs}
+    kept = {job.name: job_text(asked.describing_point(job), job.command) for job in jobs}
     return {f"records/{name}/job.json": text for name, text in kept.items()}
 
 
@@ -327,7 +230,7 @@ def _show(files: dict[str, str]) -> None:
         print(f"# {name}\n{text}", end="")
 
 
-def _doctor(asked: _Asked) -> dict[str, object]:
+def _doctor(asked: Asked) -> dict[str, object]:
     launcher = asked.launcher()
     (job, *_) = dataclasses.replace(asked, behind=asked.behind or _TRAINING).jobs(launcher)
     return inspecting.report(launcher.doctor(job))
@@ -350,11 +253,9 @@ class _Seen:
           UserError: when there is none.
         """
         record = recorded(records, name)
-        asked = _described(record)
+        asked = described(record)
         launcher = asked.launcher()
-        job = description.job_of(asked.values, asked.behind)
-        points = [point.job for point in sweep.points(job, asked.sweep)] if asked.sweep else [job]
-        return cls(launcher, record, [launcher.placed(point) for point in points], bool(asked.sweep))
+        return cls(launcher, record, asked.placed(launcher), bool(asked.sweep))
 
     def state(self) -> inspecting.State:
         if self.is_sweep:
@@ -362,13 +263,13 @@ class _Seen:
         return inspecting.state_of(self.launcher, self.record)
 
 
-def _status(asked: _Asked) -> dict[str, object]:
+def _status(asked: Asked) -> dict[str, object]:
     if not asked.name:
         return inspecting.all_jobs(asked.records, lambda name: _Seen.of(asked.records, name).state())
     seen = _Seen.of(asked.records, asked.name)
     while (state := seen.state()).is_open and asked.values["wait"].value:
         time.sleep(inspecting.POLL_S)
-    result = inspecting.show(seen.launcher, state, seen.record, seen.jobs[0])
+    result = inspecting.show(state, seen.record, seen.jobs[0])
     if seen.is_sweep:
         result["jobs"] = inspecting.show_sweep(seen.launcher, seen.record, seen.jobs)
     if asked.values["wait"].value and (state.code or state.state == "lost"):
@@ -377,21 +278,20 @@ def _status(asked: _Asked) -> dict[str, object]:
     return result
 
 
-def _logs(asked: _Asked) -> None:
+def _logs(asked: Asked) -> None:
     seen = _Seen.of(asked.records, asked.name)
     points = [Record(asked.records / job.name) for job in seen.jobs] if seen.is_sweep else []
     follow, process = asked.values["follow"].value, asked.values["process"].value
-    inspecting.show_logs(
-        seen.launcher, [seen.record, *points], seen.record.handle, follow, process, seen.state
-    )
+    folders, handle = [seen.record, *points], seen.record.handle
+    show_output(seen.launcher, folders, handle, follow, process, lambda: seen.state().is_open)
 
 
-def _stop(asked: _Asked) -> dict[str, object]:
+def _stop(asked: Asked) -> dict[str, object]:
     seen = _Seen.of(asked.records, asked.name)
     return inspecting.stop(seen.launcher, seen.record, seen.jobs, seen.state)
 
 
-_VERBS: dict[str, Callable[[_Asked], dict[str, object] | None]] = {
+_VERBS: dict[str, Callable[[Asked], dict[str, object] | None]] = {
     "run": _run,
     "render": _render,
     "status": _status,
@@ -400,38 +300,6 @@ _VERBS: dict[str, Callable[[_Asked], dict[str, object] | None]] = {
     "doctor": _doctor,
     "attend": _attend,
 }
-
-
-def _flags() -> flags.FlagValues:
-    values = flags.FlagValues()
-    flags.DEFINE_string(
-        "backend", "local", f"Where the processes run: {', '.join(launchers.LAUNCHERS)}.", flag_values=values
-    )
-    flags.DEFINE_string(
-        "records", "runs/launch", "Folder with a record of each job that has a name.", flag_values=values
-    )
-    flags.DEFINE_bool("dry_run", False, "Print what would run, and start nothing.", flag_values=values)
-    flags.DEFINE_bool(
-        "plan",
-        False,
-        "Compile the training for its --topology first, and refuse what does not fit.",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "output", None, "Folder for what `render` makes; shown, if not given.", flag_values=values
-    )
-    flags.DEFINE_bool("follow", False, "Of `logs`: stay until the job has ended.", flag_values=values)
-    flags.DEFINE_integer("process", None, "Of `logs`: that process alone.", 0, flag_values=values)
-    flags.DEFINE_bool(
-        "wait", False, "Of `status`: stay until the job has ended, with its code.", flag_values=values
-    )
-    description.define_flags(values)
-    options.define(values, launchers.LAUNCHERS)
-    # For the help alone: taken out of the arguments before flags are parsed.
-    flags.DEFINE_string(
-        "sweep", None, "KEY=VALUE,VALUE… KEY=…: a job for each combination.", flag_values=values
-    )
-    return values
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ ROOT = trainings.ROOT
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sshd.Hosts]:
-    if why := sshd.missing() and sshd.install():
+    if why := sshd.missing():
         pytest.skip(f"no sshd here: {why}")
     with sshd.hosts(tmp_path_factory.mktemp("lab"), 2) as hosts:
         yield hosts

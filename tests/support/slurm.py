@@ -6,7 +6,6 @@ system's own Slurm or MUNGE is touched, and no cgroups are asked for: tasks see 
 """
 
 import contextlib
-import functools
 import os
 import pwd
 import secrets
@@ -22,13 +21,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "squeue", "sinfo")
-PACKAGES = ("slurm-wlm", "munge")
+from tests.support import debian
+
+_PACKAGES = {
+    "munged": "munge",
+    **dict.fromkeys(
+        ("slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "squeue", "sinfo"), "slurm-wlm"
+    ),
+}
 PATIENCE_S = 60.0  # for daemons to start, which takes one or two seconds, and for commands to answer
-INSTALL_PATIENCE_S = 300.0
 Daemon = subprocess.Popen[bytes]
 _EVERY_S = 0.2  # between two questions
-_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 
 # cred_expire: a requeued job waits for its credentials to expire, 120 s where nothing is said.
 # config_overrides: nodes may claim more than the machine has. bf_, sched_: how often the scheduler looks.
@@ -70,56 +73,9 @@ _PARTITION = (
 )
 
 
-@functools.cache
-def missing() -> str | None:
-    """Which programs of Slurm and MUNGE are absent and could not be installed, and why; None where all are there."""
-    if not _absent():
-        return None
-    problem = install()
-    return problem and f"no {', '.join(_absent())}: {problem}"
-
-
-def install() -> str | None:
-    """Installs Debian's packages where root may; returns why that failed."""
-    if shutil.which("apt-get") is None or os.geteuid() != 0:
-        return f"{' and '.join(PACKAGES)} can be installed here only by root, and with apt-get"
-    try:
-        _apt_get("update")
-        with _no_services():
-            _apt_get("install", "-y", "--no-install-recommends", *PACKAGES)
-    except (OSError, subprocess.SubprocessError) as error:
-        return f"apt-get failed: {error} {(getattr(error, 'stderr', None) or '')[-500:]}".strip()
-    return f"{' and '.join(PACKAGES)} are installed, and do not hold them" if _absent() else None
-
-
-def _absent() -> list[str]:
-    return [program for program in PROGRAMS if shutil.which(program, path=_PATH) is None]
-
-
-def _apt_get(*arguments: str) -> None:
-    subprocess.run(
-        ["apt-get", "-o", "DPkg::Lock::Timeout=60", "-o", "Acquire::http::Timeout=20", *arguments],
-        env=os.environ | {"DEBIAN_FRONTEND": "noninteractive", "PATH": _PATH},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=INSTALL_PATIENCE_S,
-    )
-
-
-@contextlib.contextmanager
-def _no_services(policy: Path = Path("/usr/sbin/policy-rc.d")) -> Iterator[None]:
-    """While it lasts, packages that are installed start no service; a policy that the machine has stays."""
-    if policy.exists():
-        yield
-        return
-    policy.write_text("#!/bin/sh\nexit 101\n")
-    policy.chmod(0o755)
-    try:
-        yield
-    finally:
-        policy.unlink()
+def missing() -> str:
+    """Which programs of Slurm and MUNGE are absent and could not be installed, and why; "" where all are there."""
+    return debian.missing(_PACKAGES)
 
 
 @dataclass(frozen=True)
@@ -277,7 +233,7 @@ def _environment(configuration: Path) -> dict[str, str]:
     """This process's own, without what an outer Slurm job has left in it."""
     of_slurm = ("SLURM", "SBATCH_", "SRUN_")
     own = {name: value for name, value in os.environ.items() if not name.startswith(of_slurm)}
-    return own | {"SLURM_CONF": str(configuration), "PATH": _PATH}
+    return own | {"SLURM_CONF": str(configuration), "PATH": debian.PATH}
 
 
 def _start(made: Cluster, state: Path) -> Iterator[Daemon]:

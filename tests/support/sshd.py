@@ -14,29 +14,27 @@ import getpass
 import ipaddress
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support import debian
+from tests.support.debian import program
+
 # An sshd that does not listen by then will not, nor does a process end by then that SIGKILL did not end.
 PATIENCE_S = 20.0
-INSTALL_PATIENCE_S = 300.0
 
 _PACKAGES = {
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
     "sshd": "openssh-server",
     "rsync": "rsync",
-    "ip": "iproute2",
 }
-_POLICY = Path("/usr/sbin/policy-rc.d")  # Debian asks it before it starts a service; 101 forbids
 _LISTENS = "Server listening on "
 # All that is started over ssh inherits it, so that it is found again.
 _MARK = "VITFORGE_TEST_HOST"
@@ -79,70 +77,12 @@ Host *
 _ENTER = 'hostname "$1" && mount --bind "$2" /etc/hosts && shift 2 && exec "$@"'
 
 
-def program(name: str) -> str:
-    """The path of a program, also where PATH lacks the administrator's folders; empty if there is none."""
-    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])) or ""
-
-
 def missing() -> str:
-    """Why hosts cannot be had here, for a skip; empty if they can."""
+    """Why hosts cannot be had here, for a skip; "" if they can. Without `ip` they are on loopback."""
     if not sys.platform.startswith("linux"):
         return "the hosts of tests need Linux"
-    absent = [name for name in _PACKAGES if name != "ip" and not program(name)]
-    packages = sorted({_PACKAGES[name] for name in absent})
-    return f"no {', '.join(absent)} here: apt-get install {' '.join(packages)}" if absent else ""
-
-
-def install() -> str:
-    """Installs what is missing by apt-get, on Debian as root, with no service started; returns why it did not, or nothing."""
-    absent = {_PACKAGES[name] for name in _PACKAGES if not program(name)}
-    if not absent:
-        return ""
-    if os.geteuid() or not program("apt-get"):
-        return f"{missing() or 'no ip here: apt-get install iproute2'} (needs root, on Debian)"
-    if "openssh-server" in absent and Path("/run/systemd/system").exists():
-        return "openssh-server is not here, and to install it would enable a service of systemd"
-    packages = sorted(set(_PACKAGES.values()))
-    with _no_services():
-        said = _apt("install", "-y", "--no-install-recommends", *packages)
-        if said:  # the lists may be old, or not there
-            said = _apt("update") or _apt("install", "-y", "--no-install-recommends", *packages)
-    return said or missing()
-
-
-def _apt(*arguments: str) -> str:
-    """Runs apt-get; returns what it said if it failed. A file takes the output: a pipe would wait for what apt leaves running."""
-    command = ["apt-get", "-o", "DPkg::Lock::Timeout=120", *arguments]
-    quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    with tempfile.TemporaryFile("w+") as said:
-        try:
-            subprocess.run(
-                command,
-                env=quiet,
-                stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=subprocess.STDOUT,
-                timeout=INSTALL_PATIENCE_S,
-                check=True,
-            )
-        except subprocess.SubprocessError as error:
-            said.seek(0)
-            return f"{error}\n{said.read()[-2000:]}"
-    return ""
-
-
-@contextlib.contextmanager
-def _no_services() -> Iterator[None]:
-    """No service is started by an installation, as far as the machine has no rule of its own about that."""
-    if _POLICY.exists():
-        yield
-        return
-    _POLICY.write_text("#!/bin/sh\nexit 101\n")
-    try:
-        _POLICY.chmod(0o755)
-        yield
-    finally:
-        _POLICY.unlink()
+    debian.missing({"ip": "iproute2"})
+    return debian.missing(_PACKAGES)
 
 
 class Host(abc.ABC):

@@ -1,5 +1,9 @@
 """The code that is shipped to hosts: this checkout's files that git knows, or would add."""
 
+import contextlib
+import tarfile
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from serving.command import UserError
@@ -26,3 +30,14 @@ def files() -> list[str]:
             "where the hosts have Vitforge"
         )
     return [name for name in done.stdout.split("\0") if name and (FOLDER / name).exists()]
+
+
+@contextlib.contextmanager
+def packed(name: str) -> Iterator[str]:
+    """The path of an archive (tar, gzip) called `name` with these files, for as long as it is needed."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        with tarfile.open(path, "w:gz") as archive:
+            for file in files():
+                archive.add(FOLDER / file, file, recursive=False)
+        yield str(path)

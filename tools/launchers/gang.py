@@ -194,7 +194,8 @@ class Gang:
 
     def _running(self) -> str:
         """The members that have not ended, by number."""
-        return ", ".join(str(index) for index in range(len(self._processes)) if index not in self._codes)
+        running = (index for index in range(len(self._processes)) if index not in self._codes)
+        return ", ".join(self._members[index].name or str(index) for index in running)
 
     def _called(self, index: int) -> str:
         return self._members[index].name or f"process {index}"

@@ -1,20 +1,17 @@
-"""How recorded jobs are: their state, their output, their results, and how to end them."""
+"""How recorded jobs are: their state and their results, in tables; and how to end them."""
 
 import contextlib
 import os
-import re
 import signal
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
-from serving.command import ExitCode, UserError
-from tools.launchers.gang import GLOO_CONNECTED
+from serving.command import UserError
 from tools.launchers.job import Job
 from tools.launchers.launcher import Attending, Finding, Launcher, Submitting
 from tools.launchers.records import Record, all_records
@@ -67,16 +64,11 @@ def _handed_over(launcher: Submitting, record: Record, noted: State) -> State:
 
 
 def state_of_sweep(launcher: Launcher, parent: Record, jobs: Sequence[Job]) -> State:
-    """Of a sweep as a whole: open while one of its jobs is, and then the code of the first that failed."""
-    if not isinstance(launcher, Submitting):
-        return state_of(launcher, parent)
+    """Of a sweep as a whole: once its scheduler has ended with it, the state of its first job that failed."""
+    whole = state_of(launcher, parent)
+    if not isinstance(launcher, Submitting) or whole.is_open or not parent.handle:
+        return whole
     states = [state_of_point(launcher, parent, job) for job in jobs]
-    open_ones = [one.state for one in states if one.is_open]
-    if open_ones:
-        return State(
-            "running" if "running" in open_ones else open_ones[0],
-            f"{len(open_ones)} of {len(jobs)} not ended",
-        )
     failed = next((one for one in states if one.state == "lost" or one.code), states[-1])
     return State(failed.state, failed.words, failed.code)
 
@@ -95,25 +87,20 @@ def all_jobs(records: Path, state: Callable[[str], State]) -> dict[str, object]:
     """Shows every recorded job on a line, a sweep as one; the same as an object."""
     rows: list[dict[str, object]] = []
     for record in all_records(records):
+        kept: dict[str, Any] = {}
         try:
             kept = record.state()
             if kept.get("sweep"):
                 continue
-            row = {"name": record.name, "backend": kept.get("backend", ""), **_row(state(record.name))}
+            seen = state(record.name)
         except UserError as error:  # one cluster that does not answer, or one bad record, hides no other job
-            row = {"name": record.name, "backend": _backend_of(record), **_row(State("unknown", str(error)))}
-        rows.append(row)
+            seen = State("unknown", str(error))
+        rows.append({"name": record.name, "backend": kept.get("backend", ""), **_row(seen)})
     _table(rows, f"no job is recorded in {records}")
     return {"records": str(records), "jobs": rows}
 
 
-def _backend_of(record: Record) -> str:
-    with contextlib.suppress(UserError):
-        return str(record.state().get("backend", ""))
-    return ""
-
-
-def show(launcher: Launcher, state: State, record: Record, job: Job) -> dict[str, object]:
+def show(state: State, record: Record, job: Job) -> dict[str, object]:
     """Shows one job."""
     about = {"name": record.name, "backend": record.state().get("backend", ""), **_row(state)}
     measured = _measured(job, record)
@@ -211,85 +198,3 @@ def _stop_launcher(record: Record) -> None:
         raise UserError(f"the launcher of {record.name} runs on {kept.get('host')}; stop it from there")
     with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
         os.kill(kept["pid"], signal.SIGTERM)
-
-
-def show_logs(
-    launcher: Launcher,
-    folders: Sequence[Record],
-    handle: str,
-    follow: bool,
-    process: int | None,
-    look: Callable[[], State],
-) -> None:
-    """Shows what the processes of a job wrote, on stdout."""
-    if isinstance(launcher, Submitting) and handle and launcher.logs(handle, False, 0) is not None:
-        if process is not None:
-            raise UserError("--process is not for this back end: its command shows all pods, by their names")
-        _show_by(launcher, handle, follow, look)
-        return
-    tails = _Tails(folders, process)
-    # Asked before the files are read: what was written until the end is read after it.
-    while follow and look().is_open:
-        tails.show(sys.stdout)
-        time.sleep(POLL_S)
-    tails.show(sys.stdout, to_the_end=True)
-    if process is not None and not tails.heads:
-        raise UserError(f"--process={process}: there is no output of such a process")
-
-
-def _show_by(launcher: Submitting, handle: str, follow: bool, look: Callable[[], State]) -> None:
-    """By a command of the scheduler's; one that follows ends with the processes there are, and begins again with the next."""
-    since_s, begun_s = 0.0, time.monotonic()
-    while True:
-        shown = launcher.logs(handle, follow, since_s)
-        assert shown is not None
-        done = subprocess.run(shown, check=False)
-        since_s, begun_s = time.monotonic() - begun_s, time.monotonic()
-        if not follow or not look().is_open:
-            break
-        time.sleep(POLL_S)
-    if done.returncode:
-        raise UserError(f"{' '.join(shown[:2])} failed, as it says above", ExitCode.BUG)
-
-
-class _Tails:
-    """The output of all processes of some jobs, each line once."""
-
-    def __init__(self, records: Sequence[Record], process: int | None) -> None:
-        self._records, self._process = records, process
-        self._read: dict[Path, int] = {}
-        self.heads: set[str] = set()  # of the files that were found
-
-    def show(self, output: TextIO, to_the_end: bool = False) -> None:
-        """Writes the lines that came since the last call; at the end also a last one that was never ended."""
-        for head, path in self._files():
-            self.heads.add(head)
-            begun = self._read.get(path, 0)
-            with path.open("rb") as file:
-                file.seek(begun)
-                text = file.read()
-            whole = text.rstrip(b"\n") if to_the_end else text.rpartition(b"\n")[0]
-            if not whole:
-                continue
-            self._read[path] = begun + len(whole) + 1
-            for line in whole.decode(errors="replace").split("\n"):
-                if not GLOO_CONNECTED.fullmatch(line):
-                    print(f"[{head}] {line.rpartition(chr(13))[2]}", file=output)
-        output.flush()
-
-    def _files(self) -> Iterator[tuple[str, Path]]:
-        for record in self._records:
-            job = f"{record.name} " if len(self._records) > 1 else ""
-            for attempt in record.attempts():
-                again = f" attempt {attempt.name.rpartition('_')[2]}" if len(record.attempts()) > 1 else ""
-                for path in sorted(attempt.glob("process_*.log"), key=_number):
-                    if self._process in (None, _number(path)):
-                        yield f"{job}{_number(path)}{again}", path
-            if self._process is None:
-                for path in sorted(record.folder.glob("slurm-*.log")):
-                    yield f"{job}launch", path
-
-
-def _number(path: Path) -> int:
-    found = re.search(r"\d+", path.stem)
-    return int(found[0]) if found else 0

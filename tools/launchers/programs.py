@@ -31,15 +31,15 @@ def run(
         raise UserError(f"{words[0]} cannot be run on this machine ({error.strerror}); install it") from error
 
 
-def require(*words: str, says: int = 1, told: str = "", folder: str | None = None) -> str:
-    """The stdout of a program; of the words that it is called by, `says` are shown when it fails.
+def require(*words: str, called: str = "", told: str = "", folder: str | None = None) -> str:
+    """The stdout of a program, which is `called` so in a message, by its own name where nothing is said.
 
     Raises:
-      UserError: with the last line that it said.
+      UserError: with what it said, when it fails.
     """
     done = run(*words, told=told, folder=folder)
     if done.returncode:
-        raise UserError(f"{' '.join(words[:says])} failed: {why_failed(done)}")
+        raise UserError(f"{called or words[0]} failed: {why_failed(done)}")
     return done.stdout
 
 

@@ -44,7 +44,7 @@ class Record:
 
     def describe(self, flags: Sequence[str], command: Sequence[str]) -> None:
         """Keeps how the job was asked for."""
-        (self.folder / "job.json").write_text(described(flags, command), encoding="utf-8")
+        (self.folder / "job.json").write_text(job_text(flags, command), encoding="utf-8")
 
     def described(self) -> tuple[list[str], tuple[str, ...]]:
         """(The launcher's own arguments, the command).
@@ -151,7 +151,7 @@ class Record:
         partial.replace(self.folder / name)
 
 
-def described(flags: Sequence[str], command: Sequence[str]) -> str:
+def job_text(flags: Sequence[str], command: Sequence[str]) -> str:
     """The text of job.json."""
     return json.dumps({"flags": list(flags), "command": list(command)}, indent=2) + "\n"
 

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 from serving.command import UserError
 from tools.launchers import programs
@@ -21,6 +21,7 @@ from tools.launchers.gang import Member
 from tools.launchers.job import Job
 from tools.launchers.launcher import Finding
 from tools.launchers.restarts import UNKNOWN
+from tools.launchers.running import say
 from tools.launchers.secrets import files, from_environment
 
 COMPARED = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -46,6 +47,24 @@ class Reach(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class CodeOnHosts:
+    """How the code comes to the hosts, as their users say; what back ends have in common that reach hosts."""
+
+    folder: Annotated[str, "folder of the code on the hosts, from the home folder; empty: vitforge/NAME"] = ""
+    ship: Annotated[bool, "copy this checkout to the hosts"] = True
+    setup: Annotated[str, "command that each host runs once, in the code's folder, such as 'make setup'"] = ""
+    wait_s: Annotated[float, "longest wait, in seconds, for capacity or for a host that was lost"] = 3600.0
+
+    def code_folder(self, job: Job) -> str:
+        """On the hosts, from the home folder."""
+        return self.folder or f"vitforge/{job.name or 'job'}"
+
+    def set_up_line(self, job: Job) -> str:
+        """The line of shell that sets a host up."""
+        return f"cd {shlex.quote(self.code_folder(job))} && {self.setup}"
+
+
+@dataclasses.dataclass(frozen=True)
 class Hosts:
     """The hosts of a job, which numbers tell apart: process N runs on host N."""
 
@@ -62,21 +81,22 @@ class Hosts:
             members.append(Member(self._attended(index), {}, json.dumps(told), lost_code=_LOST))
         return members
 
-    def rendered(self, coordinator: str) -> dict[str, str]:
-        """What every process is told, and the script that runs them; secrets of the launcher's environment are left out."""
+    def rendered(self, coordinator: str, first: Sequence[str] = (), show: str = "cat") -> dict[str, str]:
+        """What every process is told, and the script that runs them; secrets of the launcher's environment are left out.
+
+        The script begins with the lines `first`; `show` is its command that writes what a process is told.
+        """
         indices = range(self.job.count)
         told = {
             f"process_{index}.json": json.dumps(self._told(index, coordinator)) + "\n" for index in indices
         }
         alive = "while sleep 5; do echo; done"
         lines = [
-            f"{{ cat process_{index}.json; {alive}; }} | {shlex.join(self._attended(index))} &"
+            f"{{ {show} process_{index}.json; {alive}; }} | {shlex.join(self._attended(index))} &"
             for index in indices
         ]
-        return {
-            **told,
-            "processes.sh": "\n".join(["#!/bin/sh", 'cd "$(dirname "$0")" || exit', *lines, "wait"]) + "\n",
-        }
+        script = ("#!/bin/sh", 'cd "$(dirname "$0")" || exit', *first, *lines, "wait")
+        return {**told, "processes.sh": "\n".join(script) + "\n"}
 
     def python(self) -> str:
         """The hosts' Python, from their home folder; a relative virtual environment lies in the folder of the code."""
@@ -110,7 +130,7 @@ class Hosts:
                 print(f"error: {problem}, for {patience_s:g} s (--wait_s)", file=sys.stderr, flush=True)
                 return problem
             if problem != said:
-                print(f"[launch] waiting: {problem}", file=sys.stderr, flush=True)
+                say(f"waiting: {problem}")
             said = problem
             time.sleep(_POLL_S)
         return ""

@@ -28,16 +28,12 @@ _OPTIONS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class SshLauncher:
+class SshLauncher(remote.CodeOnHosts):
     """One process on each host."""
 
     hosts: Annotated[str, "hosts by their names for ssh, between commas; or @FILE with one on each line"] = ""
     ssh: Annotated[str, "ssh command with its options, such as 'ssh -i KEY'"] = "ssh"
-    folder: Annotated[str, "folder of the code on the hosts, from the home folder; empty: vitforge/NAME"] = ""
     coordinator: Annotated[str, "address of the first host as the others reach it; empty: its name"] = ""
-    ship: Annotated[bool, "copy this checkout to the hosts"] = True
-    setup: Annotated[str, "command that each host runs once, in the code's folder, such as 'make setup'"] = ""
-    wait_s: Annotated[float, "longest wait, in seconds, for capacity or for a host that was lost"] = 3600.0
 
     def placed(self, job: Job) -> Job:
         refuse_secrets_of(job, "kubernetes")
@@ -59,7 +55,7 @@ class SshLauncher:
             f"{shlex.join(checkout.LISTED)} | {shlex.join(hosts.reach.copy(index))}"
             for index in range(job.count)
         ]
-        setup = [shlex.join(hosts.reach.line(index, self._set_up(job))) for index in range(job.count)]
+        setup = [shlex.join(hosts.reach.line(index, self.set_up_line(job))) for index in range(job.count)]
         lines = [*(ship if self.ship else []), *(setup if self.setup else [])]
         return {**files, **({"ship.sh": "".join(f"{line}\n" for line in lines)} if lines else {})}
 
@@ -105,9 +101,17 @@ class SshLauncher:
 
         def fill(index: int) -> None:
             if self.ship:
-                programs.require(*hosts.reach.copy(index), told=listed, folder=str(checkout.FOLDER))
+                programs.require(
+                    *hosts.reach.copy(index),
+                    called=f"copying the code to {hosts.reach.host(index)}",
+                    told=listed,
+                    folder=str(checkout.FOLDER),
+                )
             if self.setup:
-                programs.require(*hosts.reach.line(index, self._set_up(job)))
+                programs.require(
+                    *hosts.reach.line(index, self.set_up_line(job)),
+                    called=f"--setup on {hosts.reach.host(index)}",
+                )
 
         fill(0)
         remote.on_all(job.count - 1, lambda index: fill(index + 1))
@@ -139,14 +143,8 @@ class SshLauncher:
         return [self._ssh()[0], *(["rsync", "git"] if self.ship else [])]
 
     def _hosts(self, job: Job) -> "_SshHosts":
-        reach = _Ssh((*self._ssh(), *_OPTIONS), tuple(self._names()), self._folder(job))
+        reach = _Ssh((*self._ssh(), *_OPTIONS), tuple(self._names()), self.code_folder(job))
         return _SshHosts(job, reach)
-
-    def _folder(self, job: Job) -> str:
-        return self.folder or f"vitforge/{job.name or 'job'}"
-
-    def _set_up(self, job: Job) -> str:
-        return f"cd {shlex.quote(self._folder(job))} && {self.setup}"
 
     def _coordinator(self, job: Job) -> str:
         return f"{self.coordinator or self._names()[0].rpartition('@')[2]}:{job.port or jobs.PORT}"

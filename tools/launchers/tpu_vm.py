@@ -9,9 +9,6 @@ import dataclasses
 import json
 import re
 import shlex
-import sys
-import tarfile
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +20,7 @@ from tools.launchers.gang import Gang
 from tools.launchers.job import Job, on_topology
 from tools.launchers.launcher import Finding, refuse_secrets_of
 from tools.launchers.restarts import Ended
+from tools.launchers.running import say
 from tools.plan.chips import Topology
 from trainer.distributed import jobs
 
@@ -53,7 +51,7 @@ _INSTALL = "install it (cloud.google.com/sdk/docs/install)"
 
 
 @dataclasses.dataclass(frozen=True)
-class TpuVmLauncher:
+class TpuVmLauncher(remote.CodeOnHosts):
     """One process on each worker of the slices."""
 
     project: Annotated[str, "project of Google Cloud"] = ""
@@ -61,10 +59,6 @@ class TpuVmLauncher:
     runtime_version: Annotated[str, "software of the VMs; empty: as the chip needs"] = ""
     spot: Annotated[bool, "take spot capacity, which costs less and may be taken away"] = False
     service_account: Annotated[str, "account that the pods, or the VMs, run as"] = ""
-    folder: Annotated[str, "folder of the code on the hosts, from the home folder; empty: vitforge/NAME"] = ""
-    ship: Annotated[bool, "copy this checkout to the hosts"] = True
-    setup: Annotated[str, "command that each host runs once, in the code's folder, such as 'make setup'"] = ""
-    wait_s: Annotated[float, "longest wait, in seconds, for capacity or for a host that was lost"] = 3600.0
     keep: Annotated[bool, "leave the TPUs, which cost money, when the job has ended"] = False
     reuse: Annotated[bool, "run on TPUs of this name that are there, and leave them"] = False
 
@@ -81,14 +75,11 @@ class TpuVmLauncher:
     def render(self, job: Job) -> dict[str, str]:
         """Scripts that do by hand what `run` does; the first worker's address is asked for when it is there."""
         hosts = self._hosts(job)
-        files = hosts.rendered(f"COORDINATOR:{job.port or jobs.PORT}")
         ask = shlex.join(
             (*self._describe(hosts.reach.nodes[0]), "--format=value(networkEndpoints[0].ipAddress)")
         )
-        head, rest = files["processes.sh"].split("exit\n", 1)
-        head += f"exit\naddress=$({ask})\n"
-        files["processes.sh"] = head + re.sub(
-            r"cat (process_\d+\.json)", r'sed "s/COORDINATOR/$address/" \1', rest
+        files = hosts.rendered(
+            f"COORDINATOR:{job.port or jobs.PORT}", [f"address=$({ask})"], 'sed "s/COORDINATOR/$address/"'
         )
         state = shlex.join((*self._look(job.name), "--format=value(state.state)"))
         create = [
@@ -123,9 +114,7 @@ class TpuVmLauncher:
             remedy = "give a --project and --zone that you may use"
             return [Finding(f"TPUs in {self.zone}", programs.why_failed(listed), remedy)]
         kind = _accelerator(job)
-        kinds = programs.require(
-            *_GCLOUD, "accelerator-types", "list", *self._where(), "--format=value(type)", says=5
-        )
+        kinds = _gcloud(*_GCLOUD, "accelerator-types", "list", *self._where(), "--format=value(type)")
         if kind not in kinds.split():
             return [Finding(f"{kind} in {self.zone}", "is not offered there", "give another --zone")]
         return [
@@ -159,7 +148,7 @@ class TpuVmLauncher:
         hosts = self._hosts(job)
         if silent := hosts.wait_until_reached(self.wait_s):
             return Ended(ExitCode.LOST_PEER, True, silent)
-        described = programs.require(*self._describe(hosts.reach.nodes[0]), "--format=json", says=5)
+        described = _gcloud(*self._describe(hosts.reach.nodes[0]), "--format=json")
         address = json.loads(described)["networkEndpoints"][0]["ipAddress"]
         return Gang(job, hosts.members(f"{address}:{job.port or jobs.PORT}"), logs).run()
 
@@ -199,12 +188,12 @@ class TpuVmLauncher:
     def _make(self, job: Job) -> None:
         if self._state(job.name):
             # A resource that was suspended or failed does not come back.
-            programs.require(*self._delete(job.name), says=5)
-        programs.require(*self._create(job), says=5)
+            _gcloud(*self._delete(job.name))
+        _gcloud(*self._create(job))
         begun_s, said = time.monotonic(), ""
         while (state := self._state(job.name)) in _COMING:
             if state != said:
-                print(f"[launch] TPUs of {job.name}: {state}", file=sys.stderr, flush=True)
+                say(f"TPUs of {job.name}: {state}")
             said = state
             if time.monotonic() - begun_s > self.wait_s:
                 raise UserError(
@@ -219,10 +208,10 @@ class TpuVmLauncher:
     def _fill(self, job: Job) -> None:
         """Ships the code to the workers, sets them up, and compares them."""
         hosts = self._hosts(job)
-        with _bundle() if self.ship else contextlib.nullcontext(_BUNDLE) as bundle:
+        with checkout.packed(_BUNDLE) if self.ship else contextlib.nullcontext(_BUNDLE) as bundle:
             for node in hosts.reach.nodes:
                 for words in self._fillings(job, hosts.reach, node, bundle):
-                    programs.require(*words, says=5)
+                    _gcloud(*words)
         hosts.require_versions()
         hosts.require_shared_workdir()
 
@@ -245,7 +234,7 @@ class TpuVmLauncher:
             unpack = f"mkdir -p {folder} && tar --extract --gzip --file={_BUNDLE} --directory={folder}"
             yield reach.line(node, "all", unpack)
         if self.setup:
-            yield reach.line(node, "all", f"cd {folder} && {self.setup}")
+            yield reach.line(node, "all", self.set_up_line(job))
 
     def _state(self, name: str) -> str:
         """Of the queued resource, "" where there is none."""
@@ -293,8 +282,8 @@ class TpuVmLauncher:
         assert job.topology
         slices = job.topology.slices
         nodes = (job.name,) if slices == 1 else tuple(f"{job.name}-{index}" for index in range(slices))
-        folder = self.folder or f"vitforge/{job.name}"
-        return _WorkerHosts(job, _Workers(nodes, job.topology.hosts, self._where(), folder))
+        workers = _Workers(nodes, job.topology.hosts, self._where(), self.code_folder(job))
+        return _WorkerHosts(job, workers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -331,6 +320,11 @@ class _WorkerHosts(remote.Hosts):
     """Workers as the hosts of a job."""
 
     reach: _Workers
+
+
+def _gcloud(*words: str) -> str:
+    """The stdout of gcloud; raises as `programs.require` does, with the command without its flags."""
+    return programs.require(*words, called=" ".join(words[:5]))
 
 
 def _accelerator(job: Job) -> str:
@@ -370,14 +364,3 @@ def _allowed(quotas: list[dict[str, Any]], name: str, zone: str, spot: bool) -> 
                 if zone in one.get("applicableLocations", []) and "value" in one.get("details", {})
             ]
     return max(found, default=None)
-
-
-@contextlib.contextmanager
-def _bundle() -> Iterator[str]:
-    """This checkout's files, packed."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / _BUNDLE
-        with tarfile.open(path, "w:gz") as bundle:
-            for name in checkout.files():
-                bundle.add(checkout.FOLDER / name, name, recursive=False)
-        yield str(path)

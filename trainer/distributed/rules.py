@@ -5,7 +5,6 @@ The first pattern that ends a path wins; what no pattern matches is replicated. 
 """
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,11 +57,12 @@ def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh) -> tuple[PartitionSp
 
 def grouped(reports: Sequence[str]) -> list[str]:
     """Reports of `spec_for`, those of all blocks alike in one line: `blocks/*/mlp/up/kernel (12 times): …`."""
-    alike = Counter(re.sub(r"\bblocks/\d+/", "blocks/*/", report) for report in reports)
-    single = {re.sub(r"\bblocks/\d+/", "blocks/*/", report): report for report in reports}
+    alike: dict[str, list[str]] = {}
+    for report in reports:
+        alike.setdefault(re.sub(r"\bblocks/\d+/", "blocks/*/", report), []).append(report)
     return [
-        single[line] if count == 1 else line.replace(": ", f" ({count} times): ", 1)
-        for line, count in alike.items()
+        same[0] if len(same) == 1 else line.replace(": ", f" ({len(same)} times): ", 1)
+        for line, same in alike.items()
     ]
 
 
