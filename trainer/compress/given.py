@@ -147,7 +147,8 @@ def _teacher(config: Compression, loaded: Loaded, images: Array) -> Teacher:
             f"the teacher's array {broken[0]} holds NaN or infinity, and {len(broken) - 1} more do; compression needs finite "
             "weights: train it again, or take an earlier checkpoint"
         )
-    return Teacher(model, loaded.params, images, Repair(config.ridge, config.calibration.batch))
+    how = Repair(config.ridge, config.calibration.batch, refits=config.refits)
+    return Teacher(model, loaded.params, images, how)
 
 
 def _calibration(config: Compression, spec: PreprocessSpec, data: Dataset) -> tuple[Array, Array, str]:

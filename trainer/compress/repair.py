@@ -3,7 +3,8 @@
 Notes on compression, "repair by least squares", 1 to 6. The stream is rotated first (`width`), then the inner sizes are cut. In
 every block the regressors are the student's own activations and the target is what the student's residual stream lacks of the
 teacher's, so each fit also mends what earlier blocks left (the sequential target). What reads a narrower stream is fitted to what
-the teacher reads. A branch is left untouched, bit for bit, while nothing was cut in or before it.
+the teacher reads. Then what a branch reads by is fitted by turns with its output (`refit`). A branch is left untouched, bit for
+bit, while nothing was cut in or before it.
 
 A small model cannot tell all that the teacher's stream holds, and should tell what answers depend on: images of which the teacher
 is in doubt count more where readers, outputs and second dense layers are fitted, and the head goes on from least squares to the
@@ -12,24 +13,27 @@ teacher's predictions (`readout`).
 Shapes: B batch, T tokens, D width of the teacher, w of the student, N heads, V value dim, F mlp dim.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainer.compress import cells, readout, stem, stream_fisher, streams, width
+from serving.command import progress
+from trainer.compress import cells, readout, refit, stem, stream_fisher, streams, width
 from trainer.compress.lowrank import cut_query_key, cut_value_output
 from trainer.compress.moments import Array, Moments, of_layer
 from trainer.compress.padding import kept_heads, padded
 from trainer.compress.plan import Layer, Plan
+from trainer.compress.streams import Branch
 from trainer.description import Block, ViT, without_merging
 from trainer.models.build import Params
 from trainer.models.vit import head_names
 
-REVISION = "2"  # raised with every change of what a plan becomes: stored judgements are of one
+REVISION = "3"  # raised with every change of what a plan becomes: stored judgements are of one
 _READER_DAMPING = 1e-4  # what readers see of a rotated stream are principal directions: all but uncorrelated
 # Neurons that are gone are zeros, whose products are left out in steps of which few are compiled.
 _GRAM_STEP = 64
@@ -44,6 +48,7 @@ class Repair:
     batch: int
     fit: bool = True  # False slices and truncates only: the state of the art to compare with
     predicts: bool = True  # False where answers are embeddings, of which no chance and no doubt can be told
+    refits: int = 0  # times that what a branch reads by is fitted too (`refit`)
 
 
 class Seen:
@@ -102,9 +107,13 @@ def cut(
     walk = _Walk(teacher, params, to_narrow, seen.walk(), how, cut_stem, weights)
     by_source = {layer.source: layer for layer in plan.layers}
     blocks = []
-    for index in range(len(teacher.blocks)):
-        with of_layer(index):
-            blocks.append(walk.through(index, by_source.get(index)))
+    # Without refits a cut is short, and a search, which makes many, has a bar of its own.
+    with progress(len(teacher.blocks), "repair") if how.refits else contextlib.nullcontext() as bar:
+        for index in range(len(teacher.blocks)):
+            with of_layer(index):
+                blocks.append(walk.through(index, by_source.get(index)))
+            if bar:
+                bar.advance()
     kept = {
         str(position): block for position, block in enumerate(block for block in blocks if block is not None)
     }
@@ -225,7 +234,7 @@ class _Walk:
         # Linear in its targets: one fit serves every layer that reads this norm.
         return width.reread_branch(block, original, norm, *fit.ridge(_READER_DAMPING))
 
-    def _lacking(self, rows: slice) -> jax.Array:
+    def _lacking(self, rows: slice | Array) -> jax.Array:
         """What the student's stream (B, T, w) lacks of the teacher's."""
         teacher = jnp.asarray(self._teacher[rows])
         return (teacher if self._to_narrow is None else teacher @ self._to_narrow) - self._student[rows]
@@ -247,6 +256,10 @@ class _Walk:
         params = {**params, "attention": attention}
         if not self._how.fit:
             return params
+        fitted = functools.partial(self._fit_output, left=left, block=block)
+        return self._by_turns(streams.attention_branch(self._narrow, left), params, fitted)
+
+    def _fit_output(self, params: Params, left: Block, block: Block) -> Params:
         fit, branch = Moments(), streams.attention_branch(self._narrow, block)
         wide = padded(params, left, block)
         for rows, (_, taps) in streams.ahead(branch, wide, self._student, self._how.batch):
@@ -256,12 +269,22 @@ class _Walk:
         fit.require_enough("the attention output", len(used))
         kernel, bias = fit.ridge(self._how.ridge, used)
         out = {"kernel": kernel.reshape(left.num_heads, left.v_dim, -1), "bias": bias}
-        return {**params, "attention": {**attention, "out": out}}
+        return {**params, "attention": {**params["attention"], "out": out}}
 
     def _mlp(self, params: Params, left: Block, block: Block) -> Params:
         """The second dense layer fitted to the sequential target on the neurons that stay."""
         if not self._how.fit:
             return params
+        fitted = functools.partial(self._fit_second, left=left, block=block)
+        return self._by_turns(streams.mlp_branch(self._narrow, left), params, fitted)
+
+    def _by_turns(self, branch: Branch, params: Params, fitted: Callable[[Params], Params]) -> Params:
+        if not self._how.refits:
+            return fitted(params)
+        task = refit.Task(self._student, self._lacking, self._weights, self._how.batch)
+        return refit.by_turns(branch, fitted(params), task, fitted, self._how.refits)
+
+    def _fit_second(self, params: Params, left: Block, block: Block) -> Params:
         fit, branch = Moments(), streams.mlp_branch(self._narrow, block)
         wide = padded(params, left, block)
         regressors = min(-(-left.mlp_dim // _GRAM_STEP) * _GRAM_STEP, block.mlp_dim)

@@ -63,7 +63,9 @@ class Judge:
     """Cuts, repairs and judges plans on a split of the calibration images that stays the same for all; each plan once."""
 
     def __init__(self, teacher: Teacher) -> None:
-        self._teacher, self._known = teacher, dict[Plan, float]()
+        # Refits do not change which plan is best, and would take several times as long as all else.
+        self._teacher = dataclasses.replace(teacher, how=dataclasses.replace(teacher.how, refits=0))
+        self._known = dict[Plan, float]()
         count = len(teacher.images)
         if count < _HELD_OUT:
             raise UserError(

@@ -153,6 +153,10 @@ class Compression(Data):
     ] = "fisher"
     calibration: Calibration = Calibration()
     ridge: Annotated[float, "damping of least squares, as a fraction of the mean variance"] = 0.001
+    refits: Annotated[
+        int,
+        "times that what a cut branch reads by is fitted by turns with its output: most of a cut's time; 0: outputs alone",
+    ] = 2
     round_mlp: Annotated[int, "neurons are cut to a multiple of this"] = 8
     round_head_dim: Annotated[int, "dims per head are cut to a multiple of this"] = 4
     round_width: Annotated[int, "channels of the residual stream are cut to a multiple of this"] = 16
@@ -172,6 +176,7 @@ class Compression(Data):
         counts = {f"calibration.{name}": getattr(self.calibration, name) for name in ("examples", "batch")}
         rounding = {f"round_{name}": getattr(self, f"round_{name}") for name in ("mlp", "head_dim", "width")}
         found.check_at_least(1, **rounding, **counts)
+        found.check_at_least(0, refits=self.refits)
         found.check(0 <= self.seed < 2**32, f"seed={self.seed} must be in [0, 2**32)")
         self._check_rest(found)
         found.refuse()

@@ -29,6 +29,7 @@ from trainer.models.build import Params, bind, check_params, flatten
 
 BOTH = SINGLE["hybrid with a distillation token"]
 HOW, SLICED = Repair(1e-2, 64), Repair(1e-2, 64, fit=False)
+REFITTED = dataclasses.replace(HOW, refits=2)
 CLS = dataclasses.replace(SMALL, pooling="cls", gelu="tanh")
 DEEP = dataclasses.replace(SMALL, blocks=uniform(3, 2, 8, 32))
 ROUNDING = 1e-4  # of logits of about 10 in float32
@@ -60,7 +61,7 @@ def test_a_plan_that_keeps_everything_returns_the_very_same_arrays(model: ViT) -
 
 
 @pytest.mark.parametrize("model", [SMALL, CLS], ids=["gap", "cls"])
-@pytest.mark.parametrize("how", [HOW, SLICED], ids=["repaired", "sliced"])
+@pytest.mark.parametrize("how", [HOW, SLICED, REFITTED], ids=["repaired", "sliced", "refitted"])
 def test_a_cut_model_has_exactly_the_arrays_that_its_description_asks_for(model: ViT, how: Repair) -> None:
     plan = Plan((with_layer(model, 0, heads=(1,), qk_dim=4, neurons=(3, 5, 30)).layers[0],))
     shape = plan.shape_of(model)
@@ -148,6 +149,19 @@ def test_a_repaired_model_is_nearer_to_the_teacher_on_images_that_repaired_nothi
     )
     # Measured on these plans: 0.01 to 0.7 of it. Random weights are harder to mend than trained ones.
     assert repaired < 0.8 * sliced
+
+
+@pytest.mark.parametrize("name", ["half of everything", "an eighth of the neurons", "one head"])
+@pytest.mark.parametrize("model", [SMALL, CLS], ids=["gap", "cls"])
+def test_refits_bring_a_cut_nearer_still_on_images_that_repaired_nothing(model: ViT, name: str) -> None:
+    plan, (params, _, images) = PLANS[name](model), _setting(model)
+    teacher = logits(model, params, images)
+    refitted, repaired = (
+        divergence(teacher, logits(plan.shape_of(model), _cut(plan, how, model), images))
+        for how in (REFITTED, HOW)
+    )
+    # Measured on these plans: 0.54 to 0.89. It is no law: the first attention gone from the model with a class token, it is 1.2.
+    assert refitted < 0.95 * repaired
 
 
 @pytest.mark.parametrize("neurons", [4, 16, 28])
