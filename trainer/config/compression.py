@@ -156,7 +156,7 @@ class Compression(Data):
     refits: Annotated[
         int,
         "times that what a cut branch reads by is fitted by turns with its output: most of a cut's time; 0: outputs alone",
-    ] = 2
+    ] = 1
     round_mlp: Annotated[int, "neurons are cut to a multiple of this"] = 8
     round_head_dim: Annotated[int, "dims per head are cut to a multiple of this"] = 4
     round_width: Annotated[int, "channels of the residual stream are cut to a multiple of this"] = 16
