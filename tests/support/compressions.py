@@ -24,6 +24,7 @@ CUT = (
     "--config.calibration.batch=64",
     "--config.until=cut",
     "--config.sensitivity=False",
+    "--config.refits=0",
 )
 ROUNDING = ("--config.round_mlp=16",)
 

@@ -53,7 +53,7 @@ def test_a_step_undoes_most_of_what_a_change_of_the_readers_did(part: str) -> No
     branch, params, task = _setting(part, np.ones(1024, np.float32))  # ten times the prior
     found = refit.look(branch, params, task)
     assert found.error == pytest.approx(_error(branch, params, task), rel=1e-4)
-    assert _error(branch, refit.step(branch, params, task, found), task) < 0.1 * found.error
+    assert _error(branch, refit.step(branch, params, task, found), task) < 0.25 * found.error
 
 
 def test_a_step_is_the_least_squares_about_the_weights_each_image_as_often_as_it_counts() -> None:
