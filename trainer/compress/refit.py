@@ -33,7 +33,6 @@ _ITERATIONS = 4  # of conjugate gradients: what later ones find is the calibrati
 _SOLVED = 1e-3  # of the gradient: of a branch that is as it should be nothing more is asked
 _LEAST, _TINY = 1e-6, 1e-30  # by which a neuron is heard that is not: of the mean, and of what is always 0
 _COVARIANCE_DAMPING = 1e-4  # of the mean variance
-READERS = {"attention": ("query", "key", "value"), "mlp": ("fc1",)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +66,7 @@ def by_turns(
     for _ in range(times):
         moved = fitted(step(branch, params, task, found))
         after = look(branch, moved, task)
-        if after.error >= found.error:
+        if not after.error < found.error:  # NaN is not less either
             break
         params, found = moved, after
     return params
@@ -115,9 +114,11 @@ def _curvature(branch: Branch, params: Params, task: Task, direction: Array) -> 
 
 def _summed(run: Callable[[Params, Array], tuple[jax.Array, ...]], params: Params, task: Task) -> list[Array]:
     """The sums over all images of what `run` makes of some of them, given by their places; added in float64."""
-    every = streams.ahead(run, params, np.arange(len(task.stream)), task.batch)
-    batches = [[np.asarray(value, np.float64) for value in made] for _, made in every]
-    return [np.sum(values, axis=0) for values in zip(*batches, strict=True)]
+    total: list[Array] = []
+    for _, made in streams.ahead(run, params, np.arange(len(task.stream)), task.batch):
+        new = [np.asarray(value, np.float64) for value in made]
+        total = [old + more for old, more in zip(total, new, strict=True)] if total else new
+    return total
 
 
 @functools.lru_cache(maxsize=128)
@@ -166,7 +167,7 @@ def _bending(branch: Branch) -> Callable[..., jax.Array]:
 def _read_by(branch: Branch, params: Params, xp: Any) -> Any:
     """Kernels and, in the last row, biases of what reads, side by side: (w + 1, n); of `xp`, numpy or what is compiled."""
     part = branch.parts[1]
-    layers = [params[part][name] for name in READERS[part]]
+    layers = [params[part][name] for name in streams.READERS[part]]
     kernels = [layer["kernel"].reshape(len(layer["kernel"]), -1) for layer in layers]
     biases = [layer["bias"].reshape(1, -1) for layer in layers]
     return xp.concatenate([xp.concatenate(kernels, axis=1), xp.concatenate(biases, axis=1)])
@@ -176,7 +177,7 @@ def _reading_by(branch: Branch, params: Params, readers: Any) -> Params:
     """The inverse of `_read_by`."""
     part = branch.parts[1]
     new, start = dict(params[part]), 0
-    for name in READERS[part]:
+    for name in streams.READERS[part]:
         kernel, bias = new[name]["kernel"], new[name]["bias"]
         own = readers[:, start : start + bias.size]
         new[name] = {"kernel": own[:-1].reshape(kernel.shape), "bias": own[-1].reshape(bias.shape)}

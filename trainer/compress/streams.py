@@ -24,6 +24,10 @@ from trainer.models.vit import head_names
 
 KEPT_BYTES = 2**30  # that streams of a walk may take all together
 _AT_ONCE = 2  # batches
+READERS = {
+    "attention": ("query", "key", "value"),
+    "mlp": ("fc1",),
+}  # the layers of a branch that read the stream
 Made = TypeVar("Made")
 
 

@@ -25,7 +25,7 @@ from trainer.models.vit import head_names
 FILE = "projection.npz"  # beside a narrower model: "projection" (D, w)
 _EVENLY = 0.3  # of the mean importance is added to all directions: also what matters little keeps its size in LayerNorm
 _LEAST_ENERGY = 1e-6  # of the most in any direction: less is rounding of float32, and comes last
-_READERS = {"norm1": ("attention", ("query", "key", "value")), "norm2": ("mlp", ("fc1",))}
+_BEHIND = {"norm1": "attention", "norm2": "mlp"}
 _WRITERS = {"attention": "out", "mlp": "fc2"}
 
 
@@ -106,11 +106,11 @@ def plain_norm(old_width: int, width: int) -> Params:
 
 def _narrow_block(block: Params, to_narrow: Array, norm: Params) -> Params:
     new: Params = {}
-    for norm_name, (branch, readers) in _READERS.items():
+    for norm_name, branch in _BEHIND.items():
         if branch not in block:
             continue
         old, writer = block[branch], _WRITERS[branch]
-        read = {name: _reading(old[name], block[norm_name], to_narrow) for name in readers}
+        read = {name: _reading(old[name], block[norm_name], to_narrow) for name in streams.READERS[branch]}
         new[norm_name] = norm
         new[branch] = _float32({**read, writer: _writing(old[writer], to_narrow)})
     return new
@@ -132,8 +132,8 @@ def reread(layer: Params, kernel: Array, bias: Array) -> Params:
 
 def reread_branch(block: Params, original: Params, norm: str, kernel: Array, bias: Array) -> Params:
     """`block` whose readers behind `norm` say what the readers of `original` say of y @ kernel + bias."""
-    branch, readers = _READERS[norm]
-    read = {name: reread(original[branch][name], kernel, bias) for name in readers}
+    branch = _BEHIND[norm]
+    read = {name: reread(original[branch][name], kernel, bias) for name in streams.READERS[branch]}
     return {**block, branch: {**block[branch], **_float32(read)}}
 
 

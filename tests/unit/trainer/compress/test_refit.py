@@ -27,7 +27,7 @@ def _setting(part: str, counts: Array) -> tuple[Branch, Params, Task]:
 
 def _moved(block: Params, part: str) -> Params:
     draw, layers = np.random.RandomState(0), dict(block[part])
-    for name in refit.READERS[part]:
+    for name in streams.READERS[part]:
         layers[name] = {
             key: np.asarray(value + 0.05 * draw.randn(*value.shape), np.float32)
             for key, value in layers[name].items()
@@ -43,7 +43,7 @@ def _error(branch: Branch, params: Params, task: Task) -> float:
 
 def _flat(params: Params, part: str) -> Array:
     """Kernels over biases, reader beside reader."""
-    layers = [params[part][name] for name in refit.READERS[part]]
+    layers = [params[part][name] for name in streams.READERS[part]]
     kernels = [np.asarray(layer["kernel"]).reshape(SMALL.width, -1) for layer in layers]
     return np.vstack([np.hstack(kernels), np.hstack([np.ravel(layer["bias"]) for layer in layers])])
 
@@ -88,3 +88,17 @@ def test_neurons_that_nobody_hears_stay_as_they_are() -> None:
     np.testing.assert_array_equal(_flat(new, "mlp")[:, 3], _flat(params, "mlp")[:, 3])
     assert np.isfinite(_flat(new, "mlp")).all()
     assert (_flat(new, "mlp") != _flat(params, "mlp")).any(axis=0).sum() == SMALL.blocks[0].mlp_dim - 1
+
+
+@pytest.mark.parametrize("wreck", [0.0, np.nan])
+def test_a_turn_that_leaves_more_or_nothing_that_is_a_number_is_not_taken(wreck: float) -> None:
+    branch, params, task = _setting("mlp", np.ones(256, np.float32))
+
+    def wrecked(moved: Params) -> Params:
+        second = moved["mlp"]["fc2"]
+        kernel = (np.asarray(second["kernel"]) * wreck).astype(np.float32)
+        return {**moved, "mlp": {**moved["mlp"], "fc2": {**second, "kernel": kernel}}}
+
+    assert refit.by_turns(branch, params, task, wrecked, 2) is params
+    taken = refit.by_turns(branch, params, task, lambda moved: moved, 2)
+    assert _error(branch, taken, task) < 0.5 * _error(branch, params, task)
