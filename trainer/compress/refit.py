@@ -132,10 +132,8 @@ def _looking(branch: Branch) -> Callable[..., tuple[jax.Array, ...]]:
     def looking(
         params: Params, stream: jax.Array, lacking: jax.Array, weights: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, ...]:
-        def run(readers: Array) -> tuple[jax.Array, Taps]:
-            return branch(_reading_by(branch, params, readers), stream)
-
-        added, pull, taps = jax.vjp(run, _read_by(branch, params, jnp), has_aux=True)
+        said = _said(branch, params, stream)
+        added, pull, taps = jax.vjp(said, _read_by(branch, params, jnp), has_aux=True)
         left, counts = lacking - added, weights[:, None, None]
         signs = jax.random.rademacher(key, left.shape, left.dtype)
         norm = taps["norm"]
@@ -153,15 +151,17 @@ def _bending(branch: Branch) -> Callable[..., jax.Array]:
     """(block, stream (B, T, w), weights (B,), direction (w + 1, n)) → Jᵀ J direction, each image counted by its weight."""
 
     def bending(params: Params, stream: jax.Array, weights: jax.Array, direction: jax.Array) -> jax.Array:
-        def run(readers: Array) -> jax.Array:
-            return branch(_reading_by(branch, params, readers), stream)[0]
-
-        at = _read_by(branch, params, jnp)
-        _, moved = jax.jvp(run, (at,), (direction,))
-        bent: jax.Array = jax.vjp(run, at)[1](weights[:, None, None] * moved)[0]
+        said, at = _said(branch, params, stream), _read_by(branch, params, jnp)
+        _, moved, _ = jax.jvp(said, (at,), (direction,), has_aux=True)
+        bent: jax.Array = jax.vjp(said, at, has_aux=True)[1](weights[:, None, None] * moved)[0]
         return bent
 
     return jax.jit(bending)
+
+
+def _said(branch: Branch, params: Params, stream: jax.Array) -> Callable[[jax.Array], tuple[jax.Array, Taps]]:
+    """What reads (w + 1, n) → what `branch` says of the stream, and taps."""
+    return lambda readers: branch(_reading_by(branch, params, readers), stream)
 
 
 def _read_by(branch: Branch, params: Params, xp: Any) -> Any:

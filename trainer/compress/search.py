@@ -63,7 +63,7 @@ class Judge:
     """Cuts, repairs and judges plans on a split of the calibration images that stays the same for all; each plan once."""
 
     def __init__(self, teacher: Teacher) -> None:
-        # Refits do not change which plan is best, and would take several times as long as all else.
+        # Plans are compared without refits, which would double the time that each takes.
         self._teacher = dataclasses.replace(teacher, how=dataclasses.replace(teacher.how, refits=0))
         self._known = dict[Plan, float]()
         count = len(teacher.images)

@@ -24,10 +24,8 @@ from trainer.models.vit import head_names
 
 KEPT_BYTES = 2**30  # that streams of a walk may take all together
 _AT_ONCE = 2  # batches
-READERS = {
-    "attention": ("query", "key", "value"),
-    "mlp": ("fc1",),
-}  # the layers of a branch that read the stream
+# The layers of a branch that read the stream.
+READERS = {"attention": ("query", "key", "value"), "mlp": ("fc1",)}
 Made = TypeVar("Made")
 
 

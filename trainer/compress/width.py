@@ -25,7 +25,7 @@ from trainer.models.vit import head_names
 FILE = "projection.npz"  # beside a narrower model: "projection" (D, w)
 _EVENLY = 0.3  # of the mean importance is added to all directions: also what matters little keeps its size in LayerNorm
 _LEAST_ENERGY = 1e-6  # of the most in any direction: less is rounding of float32, and comes last
-_BEHIND = {"norm1": "attention", "norm2": "mlp"}
+_BEHIND = {"norm1": "attention", "norm2": "mlp"}  # a norm: the branch that reads it
 _WRITERS = {"attention": "out", "mlp": "fc2"}
 
 
