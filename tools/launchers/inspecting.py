@@ -39,22 +39,30 @@ class State:
 
 def state_of(launcher: Launcher, record: Record) -> State:
     """The state of one recorded job, as its scheduler or its launcher says."""
-    kept = record.state()
-    state, code, attempt, reason = (kept.get(name) for name in ("state", "code", "attempt", "reason"))
     if isinstance(launcher, Submitting):
-        return _handed_over(launcher, record, State(state or "", reason or "", code, attempt))
-    if record.is_held():
-        return State(state or "starting", reason or "", None, attempt)
-    if state == "ended":
-        return State(state, reason or "", code, attempt)
-    return State("lost", "its launcher died", None, attempt)
+        return _handed_over(launcher, record)
+    held = record.is_held()
+    noted = _noted(record)  # read after that: a launcher notes its end before it lets go
+    if noted.state == "ended":
+        return noted
+    if held:
+        return State(noted.state or "starting", noted.words, None, noted.attempt)
+    return State("lost", "its launcher died", None, noted.attempt)
 
 
-def _handed_over(launcher: Submitting, record: Record, noted: State) -> State:
-    """The state of a job that a scheduler has, whose own launcher there has `noted` something, or nothing."""
+def _noted(record: Record) -> State:
+    """What the job's own launcher has written, each word empty where it has not."""
+    kept = record.state()
+    return State(kept.get("state") or "", kept.get("reason") or "", kept.get("code"), kept.get("attempt"))
+
+
+def _handed_over(launcher: Submitting, record: Record) -> State:
+    """The state of a job that a scheduler has, whose own launcher there has noted something, or nothing."""
     if not record.handle:
+        noted = _noted(record)
         return noted if noted.state == "ended" else State("lost", "it was never handed over")
     seen = launcher.look(record.handle)
+    noted = _noted(record)  # read after the scheduler was asked: a job notes its end before it ends
     if seen.state != "ended":
         return State(seen.state, seen.words, None, noted.attempt)
     code = seen.code if seen.code is not None else noted.code
