@@ -71,6 +71,13 @@ def _flags() -> flags.FlagValues:
     text("host", usual.host, "Address to listen on; 127.0.0.1 takes calls of this machine only.")
     whole("port", usual.port, "Port to listen on; 0 takes a free one.", 0, 65535)
     whole("threads", usual.threads, "Threads of a model's runtime; 0: one per core.", 0, 1024)
+    whole(
+        "executors",
+        usual.executors,
+        "Batches of a model computed at the same time, on its threads; beyond the first only full ones.",
+        1,
+        64,
+    )
     whole("max_batch_size", usual.max_batch_size, "Rows computed together at most.", 1, 65_536)
     real("max_delay_ms", usual.max_delay_s * 1e3, "How long queued requests may wait for company.", 0.0)
     whole(
@@ -103,6 +110,7 @@ def _options(values: flags.FlagValues) -> "ServerOptions":
         host=values["host"].value,
         port=values["port"].value,
         threads=values["threads"].value,
+        executors=values["executors"].value,
         max_batch_size=values["max_batch_size"].value,
         max_delay_s=values["max_delay_ms"].value / 1e3,
         max_queue_rows=values["max_queue_rows"].value,

@@ -13,9 +13,12 @@ _DRAIN_S = 60
 
 
 @contextmanager
-def serving(repository: Path, stop: StopRequests) -> Iterator[str]:
+def serving(repository: Path, stop: StopRequests, *options: str) -> Iterator[str]:
     """A server on `repository`, a process of its own on a free port; its address, once it is ready; drained at the end."""
-    arguments = ["-m", "serving.main", f"--model_repository={repository}", "--host=127.0.0.1", "--port=0"]
+    arguments = [
+        *("-m", "serving.main", f"--model_repository={repository}", "--host=127.0.0.1", "--port=0"),
+        *options,
+    ]
     print(f"\n== serve\n   python {' '.join(arguments)}", file=sys.stderr, flush=True)
     server = None
     try:

@@ -1,6 +1,7 @@
 """The batcher of one model: a bounded queue in front, a few executors behind, and one rule for when a batch goes.
 
-The rule. A batch goes only when an executor is free, and then as soon as
+The rule. A batch goes only when an executor is free: the first one for any batch, each further one for a full batch alone, so that
+small requests still find company while the first computes. It then goes as soon as
   - one request alone is queued (there is nobody to wait for), or
   - as many rows are queued as a batch holds, or
   - the oldest request has waited `max_delay_s`, or
@@ -34,7 +35,7 @@ class BatchLimits:
       max_delay_s: how long a request may wait for company while an executor is free.
       max_queue_rows: rows that may wait; what is being computed does not count.
       buckets: batch sizes that the model likes; a batch is padded to the next one. Larger ones than a batch are ignored.
-      concurrency: batches computed at the same time.
+      concurrency: batches computed at the same time; a second one and further ones only while a whole batch is queued.
     """
 
     max_batch_size: int
@@ -197,7 +198,7 @@ class Batcher:
 
     def _pump(self) -> None:
         """Starts every batch that should go now, and sets the alarm for the one that should go later."""
-        while self._queue and len(self._running) < self._limits.concurrency:
+        while self._queue and self._has_executor():
             wait_s = self._wait_s()
             if wait_s > 0:
                 if self._timer is not None:
@@ -207,6 +208,11 @@ class Batcher:
             parts = self._take()
             if parts:
                 self._running.add(asyncio.create_task(self._execute(parts)))
+
+    def _has_executor(self) -> bool:
+        """Whether an executor is free for what is queued: beyond the first, for a full batch alone."""
+        full = self._queued_rows >= self._limits.max_batch_size
+        return not self._running or (full and len(self._running) < self._limits.concurrency)
 
     def _wait_s(self) -> float:
         """How much longer the oldest request waits for company, given a free executor."""

@@ -49,6 +49,7 @@ class ServerOptions:
       model_repository: folder of NAME/VERSION bundles.
       host, port: where to listen; port 0 takes a free one.
       threads: of one model's runtime, and for decoding images; 0 is one for each core this process may use.
+      executors: batches of a model computed at the same time, see `BatchLimits.concurrency`; they share its threads.
       max_batch_size, max_delay_s, max_queue_rows: see `BatchLimits`; the queue holds at least one batch.
       precision: which model file of each bundle; "" is its first.
       max_message_bytes: largest message taken or sent; 0 derives it from the largest batch. gRPC itself ends calls beyond it.
@@ -61,6 +62,7 @@ class ServerOptions:
     host: str = "0.0.0.0"
     port: int = 8001
     threads: int = 0
+    executors: int = 2
     max_batch_size: int = 32
     max_delay_s: float = 0.002
     max_queue_rows: int = 256
@@ -86,6 +88,7 @@ class ServerOptions:
             max_delay_s=self.max_delay_s,
             max_queue_rows=self.max_queue_rows,
             buckets=tuple(model.bundle.manifest.batch_buckets),
+            concurrency=self.executors,
         )
 
 

@@ -48,6 +48,22 @@ def test_precision_chooses_the_model_file(repository: Path) -> None:
     assert abs(shift - bundles.INT8_SHIFT).max() < 1e-4
 
 
+def test_the_benchmark_of_executors_measures_as_many_servers_and_records_what_each_gave(
+    repository: Path, tmp_path: Path
+) -> None:
+    flags = ("--model=tiny", "--loads=2x3", "--rounds=2", "--window_s=0.01", f"--results={tmp_path}")
+    ended = servers.run("tools.bench_batching", f"--model_repository={repository}", *flags)
+    assert ended.code == 0, ended.errors
+    said = json.loads(ended.lines[-1])
+    assert said == json.loads((tmp_path / "batching.json").read_text())
+    assert [(row["load"], row["executors"]) for row in said["rows"]] == [("2x3", 1), ("2x3", 2)]
+    assert said["rows"][0]["ratio"] == {"median": 1, "low": 1, "high": 1}
+    assert_refused(
+        servers.run("tools.bench_batching", f"--model_repository={repository}", "--model=tiny", "--loads=4"),
+        "--loads: '4' is not of the form CALLERSxIMAGES",
+    )
+
+
 def test_a_taken_port_is_refused_although_its_owner_is_a_server_like_us(
     repository: Path, server: servers.ServerProcess
 ) -> None:

@@ -29,7 +29,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def narrow(repository: Path) -> Iterator[servers.ServerProcess]:
     """Computes one row at a time and lets two wait."""
-    with servers.serving(repository, "--max_batch_size=1", "--max_queue_rows=2") as running:
+    with servers.serving(repository, "--executors=1", "--max_batch_size=1", "--max_queue_rows=2") as running:
         yield running
 
 
@@ -51,6 +51,14 @@ def wait_until_computing(target: str) -> None:
     with triton.InferenceServerClient(target) as client:
         while not client.get_inference_statistics("slow").model_stats[0].execution_count:
             pass
+
+
+def test_the_configuration_says_how_many_batches_are_computed_at_the_same_time(
+    narrow: servers.ServerProcess,
+) -> None:
+    with triton.InferenceServerClient(narrow.target) as client:
+        [group] = client.get_model_config("slow").config.instance_group
+    assert (group.count, group.kind) == (1, group.KIND_CPU)
 
 
 def test_a_full_queue_is_resource_exhausted_and_the_rest_is_answered(narrow: servers.ServerProcess) -> None:
