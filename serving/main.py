@@ -74,8 +74,8 @@ def _flags() -> flags.FlagValues:
     whole(
         "executors",
         usual.executors,
-        "Batches of a model computed at the same time, on its threads; beyond the first only full ones.",
-        1,
+        "Batches of a model computed at the same time, each beyond the first on one thread more; 0: two, or one with --threads=1.",
+        0,
         64,
     )
     whole("max_batch_size", usual.max_batch_size, "Rows computed together at most.", 1, 65_536)

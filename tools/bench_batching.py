@@ -47,6 +47,8 @@ def main(argv: list[str]) -> dict[str, object]:
     command.require_usage(extra, complete, "--model_repository and --model are needed")
     executors = [_whole("executors", text) for text in flag["executors"]]
     loads = {text: _load(text, flag) for text in flag["loads"]}
+    command.require_usage([], bool(executors and loads), "--executors and --loads name at least one each")
+    command.require_folder(Path(flag["results"]), "--results")
     try:
         with StopRequests() as stop:
             found = _measured(flag, executors, loads, stop)

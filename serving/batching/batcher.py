@@ -1,7 +1,7 @@
 """The batcher of one model: a bounded queue in front, a few executors behind, and one rule for when a batch goes.
 
-The rule. A batch goes only when an executor is free: the first one for any batch, each further one for a full batch alone, so that
-small requests still find company while the first computes. It then goes as soon as
+The rule. A batch goes only when an executor is free: the first one for any batch, each further one while a batch's rows are
+queued, so that small requests still find company while the first computes. It then goes as soon as
   - one request alone is queued (there is nobody to wait for), or
   - as many rows are queued as a batch holds, or
   - the oldest request has waited `max_delay_s`, or
@@ -32,10 +32,10 @@ class BatchLimits:
 
     Attributes:
       max_batch_size: rows in one batch, at most.
-      max_delay_s: how long a request may wait for company while an executor is free.
+      max_delay_s: how long a request may wait for company while all executors are free.
       max_queue_rows: rows that may wait; what is being computed does not count.
       buckets: batch sizes that the model likes; a batch is padded to the next one. Larger ones than a batch are ignored.
-      concurrency: batches computed at the same time; a second one and further ones only while a whole batch is queued.
+      concurrency: batches computed at the same time, beyond the first only while as many rows as a batch holds are queued.
     """
 
     max_batch_size: int
@@ -210,7 +210,7 @@ class Batcher:
                 self._running.add(asyncio.create_task(self._execute(parts)))
 
     def _has_executor(self) -> bool:
-        """Whether an executor is free for what is queued: beyond the first, for a full batch alone."""
+        """Whether an executor is free for what is queued: beyond the first, while a batch's rows are queued."""
         full = self._queued_rows >= self._limits.max_batch_size
         return not self._running or (full and len(self._running) < self._limits.concurrency)
 

@@ -49,7 +49,8 @@ class ServerOptions:
       model_repository: folder of NAME/VERSION bundles.
       host, port: where to listen; port 0 takes a free one.
       threads: of one model's runtime, and for decoding images; 0 is one for each core this process may use.
-      executors: batches of a model computed at the same time, see `BatchLimits.concurrency`; they share its threads.
+      executors: batches of a model computed at the same time, see `BatchLimits.concurrency`; 0 is two where a model has several
+        threads, and one where it has one: each executor beyond the first computes with a thread of its own besides those.
       max_batch_size, max_delay_s, max_queue_rows: see `BatchLimits`; the queue holds at least one batch.
       precision: which model file of each bundle; "" is its first.
       max_message_bytes: largest message taken or sent; 0 derives it from the largest batch. gRPC itself ends calls beyond it.
@@ -62,7 +63,7 @@ class ServerOptions:
     host: str = "0.0.0.0"
     port: int = 8001
     threads: int = 0
-    executors: int = 2
+    executors: int = 0
     max_batch_size: int = 32
     max_delay_s: float = 0.002
     max_queue_rows: int = 256
@@ -81,6 +82,11 @@ class ServerOptions:
         """`threads`, counted where it is 0."""
         return self.threads or len(os.sched_getaffinity(0))
 
+    @property
+    def executor_count(self) -> int:
+        """`executors`, chosen where it is 0."""
+        return self.executors or min(2, self.thread_count)
+
     def limits(self, model: LoadedModel) -> BatchLimits:
         """The batch limits of one model."""
         return BatchLimits(
@@ -88,7 +94,7 @@ class ServerOptions:
             max_delay_s=self.max_delay_s,
             max_queue_rows=self.max_queue_rows,
             buckets=tuple(model.bundle.manifest.batch_buckets),
-            concurrency=self.executors,
+            concurrency=self.executor_count,
         )
 
 

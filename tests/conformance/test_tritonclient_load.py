@@ -53,12 +53,18 @@ def wait_until_computing(target: str) -> None:
             pass
 
 
+@pytest.mark.parametrize(
+    ("options", "count"), [(["--executors=3"], 3), (["--threads=1"], 1), (["--threads=2"], 2)]
+)
 def test_the_configuration_says_how_many_batches_are_computed_at_the_same_time(
-    narrow: servers.ServerProcess,
+    options: list[str], count: int, repository: Path
 ) -> None:
-    with triton.InferenceServerClient(narrow.target) as client:
+    with (
+        servers.serving(repository, *options) as server,
+        triton.InferenceServerClient(server.target) as client,
+    ):
         [group] = client.get_model_config("slow").config.instance_group
-    assert (group.count, group.kind) == (1, group.KIND_CPU)
+    assert (group.count, group.kind) == (count, group.KIND_CPU)
 
 
 def test_a_full_queue_is_resource_exhausted_and_the_rest_is_answered(narrow: servers.ServerProcess) -> None:
