@@ -7,7 +7,6 @@ Writes RESULTS/batching.json. The images are the data set's test images, sent as
 
 import json
 import shlex
-import statistics
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ from serving import command
 from serving.client import VisionClient
 from serving.command import UserError
 from tools import machine, report
+from tools.bench_training.rounds import ratios, spread
 from tools.serving_load import Load, rounds
 from tools.serving_process import serving
 from tools.stop_requests import Stopped, StopRequests
@@ -96,27 +96,18 @@ def _measured(
 
 def _rows(load: str, found: Sequence[dict[str, float]]) -> list[dict[str, Any]]:
     """images/s of each server and, round by round, how many times the first one's."""
-    first = next(iter(found[0]))
+    speeds = {count: [one[count] for one in found] for count in found[0]}
+    first = next(iter(speeds.values()))
     rows = []
-    for count in found[0]:
-        speeds, ratios = [one[count] for one in found], [one[count] / one[first] for one in found]
-        row = {
-            "load": load,
-            "executors": int(count),
-            "images_per_s": _spread(speeds),
-            "ratio": _spread(ratios),
-        }
-        rows.append(row)
-        shown = " {median:.2f} ({low:.2f} to {high:.2f})".format(**_spread(ratios))
-        print(
-            f"{count} executors: {statistics.median(speeds):.0f} images/s, times the first:{shown}",
-            file=sys.stderr,
+    for count, own in speeds.items():
+        row = {"images_per_s": spread(own), "ratio": spread(ratios(own, first))}
+        rows.append({"load": load, "executors": int(count), **row})
+        rate, times = (
+            row["images_per_s"]["median"],
+            "{median:.2f} ({low:.2f} to {high:.2f})".format(**row["ratio"]),
         )
+        print(f"{count} executors: {rate:.0f} images/s, times the first: {times}", file=sys.stderr)
     return rows
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
 def _write(results: Path, shown: str, rows: list[dict[str, Any]]) -> dict[str, object]:

@@ -392,9 +392,8 @@ class Trace:
 
     limits: BatchLimits
     requests: list[Request]
-    started: list[tuple[float, list[float], int]] = field(
-        default_factory=list
-    )  # when, its rows, how many ran
+    # When, its rows, and how many ran already.
+    started: list[tuple[float, list[float], int]] = field(default_factory=list)
     finished_s: list[float] = field(default_factory=list)
     most_at_once: int = 0
 
