@@ -3,7 +3,9 @@
 #   make setup        .venv with the locked versions (made once, and again when they change)
 #   make quickstart   the whole job on real handwritten digits; ARGS="--workdir=DIR …" is passed on
 #   make test         check, and the tests that a change must pass
-#   make test-all     the same, and what takes longer: real processes, slow tests
+#   make test-all     the same, test-processes and test-slow
+#   make test-processes  trainings and launches as real processes that are killed, on Slurm and over ssh too (half an hour)
+#   make test-slow    models of published sizes, plans for pods, the quickstart (half an hour)
 #   make check        format, lint, types, import rules
 #   make format       put the code into the one format
 #   make lock         constraints.txt resolved anew for every supported Python (needs uv)
@@ -35,7 +37,8 @@ PROCESSES := $(wildcard tests/processes)
 SLOW := $(if $(QUICK),$(shell grep -rlE 'mark\.slow' --include='test_*.py' $(QUICK)))
 SLOW_DEVICES := $(if $(DEVICES),$(shell grep -rlE 'mark\.slow' --include='test_*.py' $(DEVICES)))
 
-.PHONY: setup quickstart peer plan tf test test-quick test-devices test-all test-slow check format lock clean
+.PHONY: setup quickstart peer plan tf test test-quick test-devices test-all test-processes test-slow test-quickstart
+.PHONY: check format lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -94,7 +97,7 @@ $(TF)/.ready: Makefile constraints.txt
 
 test: check test-quick test-devices
 
-test-all: test test-slow
+test-all: test test-processes test-slow
 
 test-quick: $(READY)
 	$(PYTEST) $(PARALLEL) -m 'not slow' $(QUICK)
@@ -103,10 +106,16 @@ test-devices: $(READY)
 	$(if $(DEVICES),$(PYTEST) -m 'not slow' $(DEVICES))
 
 # One after the other: these start servers and trainings of several processes, which would only slow each other down.
-test-slow: $(READY) $(PLAN)/.ready
+test-processes: $(READY)
 	$(if $(PROCESSES),$(PYTEST) $(PROCESSES))
-	$(if $(SLOW),$(PYTEST) -m slow $(SLOW))
-	$(if $(SLOW_DEVICES),$(PYTEST) -m slow $(SLOW_DEVICES))
+
+# These compute more than they compile: no flags, so that XLA optimizes as it does for users (tests/conftest.py).
+test-slow: $(READY) $(PLAN)/.ready
+	$(if $(SLOW),XLA_FLAGS= $(PYTEST) -m slow $(SLOW))
+	$(if $(SLOW_DEVICES),XLA_FLAGS= $(PYTEST) -m slow $(SLOW_DEVICES))
+
+test-quickstart: $(READY)
+	XLA_FLAGS= $(PYTEST) -m slow tests/e2e/test_quickstart.py
 
 check: $(READY)
 	@$(RUN) ruff format --check --output-format=concise . || { echo 'error: make format puts this right' >&2; exit 1; }

@@ -12,7 +12,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # Most of a test's time goes into compiling, and what it compiles runs once, on tiny models: LLVM makes no effort, and what
 # was compiled for one test or process serves the next. A folder for each worker: JAX writes into it without a lock.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
-_COMPILED = Path(__file__).parents[1] / ".pytest_cache/compiled" / os.environ.get("PYTEST_XDIST_WORKER", "alone")
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
+_COMPILED = (
+    Path(__file__).parents[1] / ".pytest_cache/compiled" / os.environ.get("PYTEST_XDIST_WORKER", "alone")
+)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_COMPILED))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

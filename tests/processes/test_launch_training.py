@@ -278,7 +278,7 @@ def test_a_killed_process_ends_the_job_with_the_code_of_its_death(
 def test_the_gang_of_a_killed_process_starts_again_and_ends_as_if_undisturbed(
     shape: Path, tmp_path: Path, processes: int
 ) -> None:
-    arguments = trainings.settings(shape, total_steps=100)
+    arguments = trainings.settings(shape, total_steps=40, eval_every=40)
     options = {"processes": processes}
     assert trainings.ended(start(launch(tmp_path / "whole", arguments, **options)))[0] == 0
     launcher = start(launch(tmp_path / "run", arguments, "--grace_s=1", **options))
@@ -292,7 +292,7 @@ def test_the_gang_of_a_killed_process_starts_again_and_ends_as_if_undisturbed(
 
 
 def test_a_job_of_which_one_process_was_preempted_is_started_again(shape: Path, tmp_path: Path) -> None:
-    arguments = trainings.settings(shape, total_steps=100)
+    arguments = trainings.settings(shape, total_steps=40, eval_every=40)
     launcher = start(launch(tmp_path / "run", arguments))
     wait_until(lambda: bool(checkpoint.steps(tmp_path / "run")), launcher)
     os.kill(_child(launcher.pid, 1), signal.SIGTERM)

@@ -29,7 +29,8 @@ class Steps:
         mesh, tx = make_mesh(ONE_DEVICE), optim.optimiser(self.experiment)
         with_ema = self.experiment.ema_decay > 0
         fresh, placed, _ = init_state(model, tx, mesh, seed=0, with_ema=with_ema)
-        first = [jax.tree.map(jnp.asarray, random_params(model)) for _ in range(2)]
+        # Where a step leaves them: else the second step is compiled anew. Two copies, since a step takes its arrays away.
+        first = [jax.device_put(random_params(model), placed.params) for _ in range(2)]
         self.state = dataclasses.replace(fresh, params=first[0], ema=first[1] if with_ema else None)
         objective = objectives.classification(0.0)
         task = Classifying(self.experiment, model, DIGITS_SPEC, objective, None, mesh)

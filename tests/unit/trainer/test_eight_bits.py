@@ -1,5 +1,7 @@
 """Quantization-aware training rounds what the exporter rounds, and learns through it."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,6 +37,7 @@ def test_nothing_but_zeros_stays_zeros() -> None:
 def test_every_product_but_the_classifiers_is_rounded_and_learns_as_if_it_were_not(model: Classifier) -> None:
     params, images = random_params(model), jnp.asarray(smooth_images(model, 4))
 
+    @partial(jax.jit, static_argnames="rounds")
     def said(params: object, rounds: bool) -> jax.Array:
         module = bind(model, params)
         return (in_eight_bits(module) if rounds else module)(images)
@@ -43,7 +46,7 @@ def test_every_product_but_the_classifiers_is_rounded_and_learns_as_if_it_were_n
     assert np.abs(plain - rounded).max() > 1e-4
     assert np.sqrt(np.mean((plain - rounded) ** 2)) < 0.2 * np.std(plain)
     float_grads, rounded_grads = (
-        flatten(jax.grad(lambda params, on=on: jnp.square(said(params, on)).sum())(params))
+        flatten(jax.jit(jax.grad(lambda params, on=on: jnp.square(said(params, on)).sum()))(params))
         for on in (False, True)
     )
     for name, wanted in float_grads.items():

@@ -143,7 +143,7 @@ def test_muon_moves_the_kernels_of_blocks_along_orthogonal_directions() -> None:
     keys = iter(jax.random.split(jax.random.key(0), 999))
     gradients = jax.tree.map(lambda leaf: jax.random.normal(next(keys), leaf.shape), params)
     tx = optim.optimiser(settings)
-    updates, _ = tx.update(gradients, tx.init(params), params)
+    updates, _ = jax.jit(tx.update)(gradients, tx.init(params), params)
     for name in ("blocks/0/attention/query", "blocks/0/attention/out", "blocks/0/mlp/fc1"):
         update = np.asarray(flatten(updates)[f"{name}/kernel"])
         matrix = update.reshape((-1, UNEVEN.width) if name.endswith("out") else (UNEVEN.width, -1))
@@ -155,7 +155,7 @@ def test_muon_leaves_all_but_the_kernels_of_blocks_to_adam() -> None:
     settings = experiment(warmup_steps=0, optim="muon")
     ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), param_shapes(UNEVEN))
     tx, nothing = optim.optimiser(settings), jax.tree.map(jnp.zeros_like, ones)
-    updates, _ = tx.update(nothing, tx.init(ones), ones)
+    updates, _ = jax.jit(tx.update)(nothing, tx.init(ones), ones)
     decayed = {name for name, update in flatten(updates).items() if np.any(update)}
     assert decayed == {
         name for name in flatten(ones) if name.startswith("blocks/") and name.endswith("/kernel")
