@@ -3,9 +3,9 @@
 #   make setup        .venv with the locked versions (made once, and again when they change)
 #   make quickstart   the whole job on real handwritten digits; ARGS="--workdir=DIR …" is passed on
 #   make test         check, and the tests that a change must pass
-#   make test-all     the same, test-processes and test-slow
-#   make test-processes  trainings and launches as real processes that are killed, on Slurm and over ssh too (half an hour)
-#   make test-slow    models of published sizes, plans for pods, the quickstart (half an hour)
+#   make test-all     the same, and what takes an hour more:
+#                     test-processes, trainings and launches as real processes that are killed, on Slurm and over ssh too
+#                     test-slow, models of published sizes, plans for pods, the quickstart (test-quickstart: it alone)
 #   make check        format, lint, types, import rules
 #   make format       put the code into the one format
 #   make lock         constraints.txt resolved anew for every supported Python (needs uv)
@@ -25,8 +25,10 @@ ARGS ?=
 
 # pip shows its progress on a terminal and stays silent in a log.
 PIP_OUTPUT := $(shell [ -t 2 ] || echo --quiet)
-# More workers than this gain little: XLA uses the cores by itself.
 PYTEST := $(RUN) pytest
+# Slow tests compute more than they compile: no flags, so that XLA optimizes as it does for users (tests/conftest.py).
+PYTEST_SLOW := XLA_FLAGS= $(PYTEST) -m slow
+# More workers than this gain little: XLA uses the cores by itself.
 PARALLEL := -n auto --maxprocesses=4 --dist=loadfile
 
 # Folders that hold tests by now. tests/devices needs a process of its own: JAX counts its devices once.
@@ -109,13 +111,12 @@ test-devices: $(READY)
 test-processes: $(READY)
 	$(if $(PROCESSES),$(PYTEST) $(PROCESSES))
 
-# These compute more than they compile: no flags, so that XLA optimizes as it does for users (tests/conftest.py).
 test-slow: $(READY) $(PLAN)/.ready
-	$(if $(SLOW),XLA_FLAGS= $(PYTEST) -m slow $(SLOW))
-	$(if $(SLOW_DEVICES),XLA_FLAGS= $(PYTEST) -m slow $(SLOW_DEVICES))
+	$(if $(SLOW),$(PYTEST_SLOW) $(SLOW))
+	$(if $(SLOW_DEVICES),$(PYTEST_SLOW) $(SLOW_DEVICES))
 
 test-quickstart: $(READY)
-	XLA_FLAGS= $(PYTEST) -m slow tests/e2e/test_quickstart.py
+	$(PYTEST_SLOW) tests/e2e/test_quickstart.py
 
 check: $(READY)
 	@$(RUN) ruff format --check --output-format=concise . || { echo 'error: make format puts this right' >&2; exit 1; }

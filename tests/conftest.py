@@ -7,6 +7,8 @@ What several rooms' tests share lies in tests/support, as ordinary modules.
 import os
 from pathlib import Path
 
+from tools.steps import compiling_once
+
 # Tests ask nothing of an accelerator, and must not take one from somebody who trains on this machine.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -18,5 +20,4 @@ os.environ.setdefault(
 _COMPILED = (
     Path(__file__).parents[1] / ".pytest_cache/compiled" / os.environ.get("PYTEST_XDIST_WORKER", "alone")
 )
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_COMPILED))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.update(compiling_once(str(_COMPILED)))

@@ -12,6 +12,7 @@ from trainer import config, objectives, optim
 from trainer.classifying import Classifying
 from trainer.config import MeshShape
 from trainer.description import ViT
+from trainer.distributed import rules
 from trainer.distributed.mesh import make_mesh
 from trainer.step import Batch, TrainState, init_state, make_train_step
 
@@ -30,7 +31,7 @@ class Steps:
         with_ema = self.experiment.ema_decay > 0
         fresh, placed, _ = init_state(model, tx, mesh, seed=0, with_ema=with_ema)
         # Where a step leaves them: else the second step is compiled anew. Two copies, since a step takes its arrays away.
-        first = [jax.device_put(random_params(model), placed.params) for _ in range(2)]
+        first = [rules.place(random_params(model), mesh) for _ in range(2)]
         self.state = dataclasses.replace(fresh, params=first[0], ema=first[1] if with_ema else None)
         objective = objectives.classification(0.0)
         task = Classifying(self.experiment, model, DIGITS_SPEC, objective, None, mesh)
