@@ -20,6 +20,10 @@ from trainer import checkpoint
 # that along. Half a batch, another example or another augmentation changes a loss by 1e-2 and more.
 SAME_LOSS = 1e-5
 
+finds_processes = pytest.mark.skipif(
+    not Path("/proc/self/task").is_dir(), reason="the processes of a job are found in Linux's /proc"
+)
+
 
 def launched(command: list[str], *options: str, processes: int = 2) -> list[str]:
     """`command` as so many processes with eight devices in all."""
@@ -151,6 +155,7 @@ def test_processes_that_would_learn_or_write_something_else_are_refused(
     assert said in log
 
 
+@finds_processes
 def test_one_process_that_is_asked_to_stop_makes_all_save_the_same_step(shape: Path, tmp_path: Path) -> None:
     arguments = trainings.settings(shape, total_steps=5000, checkpoint_every=10)
     workdir = tmp_path / "run"
@@ -254,12 +259,11 @@ def _child(launcher: int, index: int) -> int:
     raise AssertionError(f"process {index} is not there")
 
 
+@finds_processes
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_killed_process_ends_the_job_with_the_code_of_its_death(
     shape: Path, tmp_path: Path, index: int
 ) -> None:
-    if not Path("/proc/self/task").is_dir():
-        pytest.skip("no /proc here to find the processes of a job in")
     arguments = trainings.settings(shape, total_steps=5000)
     workdir = tmp_path / "run"
     # The survivor waits in a collective for the dead and cannot save: after its grace it is killed.
@@ -274,6 +278,7 @@ def test_a_killed_process_ends_the_job_with_the_code_of_its_death(
     assert checkpoint.load(tmp_path / "copy").meta["step"] >= 10
 
 
+@finds_processes
 @pytest.mark.parametrize("processes", [2, 4])
 def test_the_gang_of_a_killed_process_starts_again_and_ends_as_if_undisturbed(
     shape: Path, tmp_path: Path, processes: int
@@ -291,6 +296,7 @@ def test_the_gang_of_a_killed_process_starts_again_and_ends_as_if_undisturbed(
     trainings.assert_same_parameters(tmp_path / "run", tmp_path / "whole")
 
 
+@finds_processes
 def test_a_job_of_which_one_process_was_preempted_is_started_again(shape: Path, tmp_path: Path) -> None:
     arguments = trainings.settings(shape, total_steps=40, eval_every=40)
     launcher = start(launch(tmp_path / "run", arguments))

@@ -14,6 +14,7 @@ from trainer.models.stem import gates_name
 
 # Groups of a stem's inner channels go in fours: with two channels or more in each, channels stay multiples of 8.
 GROUPS_STEP = 4
+LEAST_WIDTH = 2  # of one channel LayerNorm leaves nothing
 Cost = Callable[[ViT], int]
 
 
@@ -92,7 +93,8 @@ def widths(teacher: ViT, rounding: Rounding) -> list[int]:
     """The widths of the residual stream that cutting may leave, the least first; without a head the stream is the answer."""
     if not teacher.num_classes:
         return [teacher.width]
-    return sorted({*range(rounding.width, teacher.width, rounding.width), teacher.width})
+    multiples = range(rounding.width, teacher.width, rounding.width)
+    return sorted({*(width for width in multiples if width >= LEAST_WIDTH), teacher.width})
 
 
 def smallest(teacher: ViT, rounding: Rounding) -> list[ViT]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from serving.command import UserError
 from trainer import description
-from trainer.compress import elimination, goals, least_accuracy, losses, merging, search, target
+from trainer.compress import elimination, goals, least_accuracy, losses, merging, nearest, search, target
 from trainer.compress import plan as plans
 from trainer.compress import scores as scoring
 from trainer.compress.allocate import Cost
@@ -89,8 +89,8 @@ def check(given: Given) -> Goal | None:
     merging.stated(teacher, config.shape.merge)
     if config.budget.min_top1 and config.budget.min_top1 > given.teacher_top1:
         raise UserError(
-            f"budget.min_top1={config.budget.min_top1:g} is above the teacher's own {given.teacher_top1:.4f} on the "
-            "validation images; ask at most that"
+            f"budget.min_top1={config.budget.min_top1:g} is above the teacher's own "
+            f"{nearest.at_most(given.teacher_top1)} on the validation images; ask at most that"
         )
     return goals.of(config.budget, teacher, given.rounding)
 
@@ -250,7 +250,7 @@ def least_top1(given: Given) -> float:
 def _accuracy(given: Given, plan: Plan) -> float:
     """Validation top-1 of the plan, cut and repaired with all calibration images."""
     teacher = given.teacher
-    params, _ = cut(teacher.model, given.loaded.params, plan, teacher.images, teacher.how)
+    params, _ = cut(teacher.model, given.loaded.params, plan, teacher.images, teacher.how, given.seen())
     return given.worth(plan.shape_of(teacher.model), params)
 
 

@@ -12,7 +12,7 @@ from trainer.compress.choosing import dumped
 from trainer.compress.given import Given
 from trainer.compress.padding import padded_model
 from trainer.compress.plan import Plan
-from trainer.compress.repair import Seen, cut
+from trainer.compress.repair import cut
 from trainer.compress.stages import write_text
 from trainer.config import config_hash, resolved_text
 
@@ -20,7 +20,7 @@ from trainer.config import config_hash, resolved_text
 def carry_out(given: Given, plan: Plan, met: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Writes `folder`/checkpoints and plan.json; returns top-1 before and after, and the repair's remarks."""
     teacher, data, whole = given.teacher, given.data, given.loaded.params
-    seen = Seen(teacher.model, whole, teacher.images, teacher.how.batch, keep=True)
+    seen = given.seen(keep=True)
     params, remarks = cut(teacher.model, whole, plan, teacher.images, teacher.how, seen)
     shape = plan.shape_of(teacher.model)
     # Few images are sooner answered at the teacher's sizes, for which everything is compiled.

@@ -17,7 +17,7 @@ from trainer.compress.allocate import Rounding
 from trainer.compress.moments import Array
 from trainer.compress.origin import Origin
 from trainer.compress.pairs import Pair
-from trainer.compress.repair import REVISION, Repair
+from trainer.compress.repair import REVISION, Repair, Seen
 from trainer.compress.search import Teacher
 from trainer.compress.stages import clear
 from trainer.config import Compression
@@ -63,6 +63,11 @@ class Given:
     def teacher_top1(self) -> float:
         """Validation top-1 of what is cut."""
         return self.worth(self.teacher.model, self.loaded.params)
+
+    def seen(self, keep: bool = False) -> Seen:
+        """What the teacher makes of the calibration images, by which plans are carried out as they were judged."""
+        teacher = self.teacher
+        return Seen(teacher.model, teacher.params, teacher.images, teacher.how.batch, keep)
 
     def teacher_tested(self) -> float:
         """Top-1 of what is cut, a classifier, on the test images, by which nothing is chosen."""

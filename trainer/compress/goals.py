@@ -8,7 +8,7 @@ from serving.command import UserError
 from serving.runtime import cpu
 from serving.timing.profile import all_cores, this_machine
 from serving.timing.turns import Timing
-from trainer.compress import allocate, latency, profiles
+from trainer.compress import allocate, latency, nearest, profiles
 from trainer.compress.allocate import Rounding
 from trainer.compress.correction import Attempt, Measured, Target, meet, through
 from trainer.compress.latency import Setting, Timer, graph_bytes
@@ -75,7 +75,7 @@ def _size(budget: Budget, ends: list[ViT]) -> Goal:
         return Measured(len(graph_bytes(model, budget.precision)) / _MIB, 0.0)
 
     known = [(cost(model), measure(model).value) for model in ends]
-    target = Target(budget.mib, 1.0, _ROUNDS)
+    target = Target(budget.mib, _NEAR, _ROUNDS)
     return Goal(
         "mib", "MiB", budget.mib, target, 1.0, cost, measure, known, f"exported file, {budget.precision}"
     )
@@ -171,11 +171,12 @@ def _require_possible(goal: Goal) -> None:
     asked = f"budget.{goal.name}={goal.asked:g}"
     if goal.asked < least:
         raise UserError(
-            f"{asked} is below the {least:.3g} {goal.unit} that one block needs; give at least that, or a smaller teacher"
+            f"{asked} is below the {nearest.at_least(least)} {goal.unit} that one block needs; give at least that, or a smaller "
+            "teacher"
         )
     if goal.asked >= most:
         raise UserError(
-            f"{asked} is not below the teacher's {most:.3g} {goal.unit}; nothing would be cut: give less"
+            f"{asked} is not below the teacher's {nearest.at_most(most)} {goal.unit}; nothing would be cut: give less"
         )
 
 
@@ -195,7 +196,7 @@ def reach(
         except Infeasible as error:
             raise UserError(
                 f"budget.{goal.name}={goal.asked:g} is less than this search can cut to: its least cut takes "
-                f"{goal.measure(error.least).value:.4g} {goal.unit}; give more than that"
+                f"{nearest.at_least(goal.measure(error.least).value)} {goal.unit}; give more than that"
             ) from error
 
     def shape(found: list[Candidate]) -> ViT:
@@ -213,7 +214,8 @@ def reach(
     if not 1 - goal.enough <= reached <= 1:
         raise UserError(
             f"budget.{goal.name}={goal.asked:g} was not met in {len(attempts)} searches, which gave {_said(attempts)} {goal.unit}: "
-            f"the nearest has {param_count(shape(best.found)):,} parameters and takes {best.measured.value:.4g} {goal.unit}; "
+            f"the nearest has {param_count(shape(best.found)):,} parameters and takes {nearest.at_least(best.measured.value)} "
+            f"{goal.unit}; "
             f"{_way_out(goal)}"
         )
     return best.found, _record(goal, attempts)

@@ -31,7 +31,7 @@ from trainer.compress.report.record import Record
 from trainer.compress.search import Candidate
 from trainer.compress.sensitivity import Sensitivity
 from trainer.compress.shipping import Limit
-from trainer.compress.stages import Result, Stages
+from trainer.compress.stages import EXPORT, Result, Stages
 from trainer.compress.stopping import stoppable
 from trainer.config import Compression
 
@@ -137,7 +137,7 @@ class _Job:
         given = self._given
         if given.config.until != "export":
             return {}, []
-        exported = self._stages.run("export", lambda: shipping.export(given, student, self._workdir))
+        exported = self._stages.run(EXPORT, lambda: shipping.export(given, student, self._workdir))
         # Measured every time: a report says what is, on the machine where it is asked for.
         shipped = shipping.measure(given, Path(exported["bundle"]))
         tested = self._stages.run("test", lambda: {"teacher": given.teacher_tested()})

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 from serving.command import UserError
+from trainer.compress import nearest
 from trainer.compress.allocate import Rounding
 from trainer.compress.allocate import smallest as smallest_cuts
 from trainer.compress.plan import Plan
 from trainer.compress.search import Candidate, Infeasible
 from trainer.description import ViT, macs
 
+NAME = "min_top1"  # of what such a search met
 _STEPS = 8
 _NEAR = 1.03  # between a budget that kept it and one that did not, less than this ratio is noise
 
@@ -56,8 +58,11 @@ def smallest(
             kept, high = found, found[0].cost
         else:
             low = budget
-    if not tried and impossible:
-        raise impossible
+    if impossible and not tried:
+        raise UserError(
+            f"no cut of this teacher keeps anything of it that is worth a block's cost: the least that does has "
+            f"{macs(impossible.least):,} MACs of {macs(teacher):,}; give a budget of so many MACs, or a wider teacher"
+        ) from impossible
     if not tried:
         raise UserError(
             f"the teacher's {high:,} MACs are all but the {low:,} that one block needs; nothing would be cut"
@@ -65,7 +70,7 @@ def smallest(
     if not kept:
         best = max(tried, key=lambda one: (one["top1"], -one["macs"]))
         raise UserError(
-            f"no cut keeps a validation top-1 of {least:.2%} without training: the nearest has {best['top1']:.2%} at "
-            f"{best['macs']:,} MACs; ask at most that, or give a budget of MACs and let distillation win it back"
+            f"no cut keeps a validation top-1 of {least:.6g} without training: the nearest has {nearest.at_most(best['top1'])} at "
+            f"{best['macs']:,} MACs; ask at most that (budget.min_top1), or give a budget of MACs and let distillation win it back"
         )
-    return kept, {"name": "min_top1", "asked": least, "searches": len(tried), "tried": tried}
+    return kept, {"name": NAME, "asked": least, "searches": len(tried), "tried": tried}

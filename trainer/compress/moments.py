@@ -85,6 +85,11 @@ class Moments:
         origin, target_origin = (np.asarray(value, np.float64) for value in self._origin)
         squared, crossed, inputs, targets = (value / self._weight for value in self._sums)
         covariance = squared - np.outer(inputs, inputs)
+        if not (np.isfinite(covariance).all() and np.isfinite(crossed).all()):
+            raise UserError(
+                "what the model makes of the calibration images holds NaN or infinity; compression needs finite activations: "
+                "check the checkpoint's weights, which may be too large for float32 products, and the images"
+            )
         return covariance, crossed - np.outer(inputs, targets), inputs + origin, targets + target_origin
 
     def _dims(self) -> int:

@@ -72,9 +72,11 @@ def order_dims(teacher: ViT, params: Params, images: Array, batch: int) -> Param
         if block.num_heads:
             with of_layer(index):
                 norm, averaged = streams.attention_moments(teacher, block, own, stream, batch)
-            stream = streams.add_branch(streams.attention_branch(teacher, block), own, stream, batch)
-            own["attention"] = cut_query_key(own["attention"], *norm.covariance(), block.qk_dim)
-            covariances, means = zip(*(moments.covariance() for moments in averaged))
+                covariances, means = zip(*(moments.covariance() for moments in averaged))
+                own["attention"] = cut_query_key(own["attention"], *norm.covariance(), block.qk_dim)
+            stream = streams.add_branch(
+                streams.attention_branch(teacher, block), params["blocks"][str(index)], stream, batch
+            )
             own["attention"] = cut_value_output(
                 own["attention"], np.stack(covariances), np.stack(means), block.v_dim
             )

@@ -1,21 +1,19 @@
 """What was made, shipped: exported as a bundle, and that bundle measured afresh against everything that was asked."""
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from google.protobuf import json_format
 
-from serving import preprocess
 from serving.command import UserError
 from serving.repository import LoadedModel, Repository
 from serving.runtime.select import open_runtime
 from serving.timing.profile import all_cores, this_machine
 from serving.timing.turns import Timing
 from trainer import description
-from trainer.compress import goals, latency, streams
+from trainer.compress import goals, latency, nearest, streams, validation
 from trainer.compress.choosing import COSTS, least_top1, limit_of
 from trainer.compress.given import Given
 from trainer.compress.latency import Setting
@@ -23,6 +21,7 @@ from trainer.compress.stages import clear
 from trainer.data.source import ImageSource
 from trainer.description import ViT
 from trainer.export import job, subject
+from trainer.export.candidate import Refused
 from trainer.export.fastest import why_shipped
 from trainer.precisions import AUTO
 
@@ -51,6 +50,11 @@ class Limit:
         """Whether the bundle is within it."""
         return self.actual >= self.asked if self.at_least else self.actual <= self.asked
 
+    @property
+    def nearest(self) -> str:
+        """What could have been asked, and be met."""
+        return nearest.at_most(self.actual) if self.at_least else nearest.at_least(self.actual)
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {**dataclasses.asdict(self), "met": self.met}
@@ -71,14 +75,20 @@ def export(given: Given, student: Path, workdir: Path) -> dict[str, Any]:
         precision=precision,
         calibration_examples=min(settings.calibration_examples, len(given.data.train)),
         min_agreement=settings.min_agreement,
-        threads=all_cores(),
+        threads=goals.setting_of(given.config.budget).threads,
         batch=given.config.budget.batch,
         # A precision that was asked for is shipped, and judged after.
         min_top1=least_top1(given) if precision == AUTO else 0.0,
     )
-    exported: dict[str, Any] = job.export(
-        subject.from_checkpoint(str(student), given.config.data_dir), request
-    )
+    try:
+        exported: dict[str, Any] = job.export(
+            subject.from_checkpoint(str(student), given.config.data_dir), request
+        )
+    except Refused as error:
+        raise UserError(
+            f"{error.why}; nothing was exported, and what was cut and trained stays: run the same command again with a lower "
+            "--config.export.min_agreement, more --config.export.calibration_examples or --config.export.precision=fp32"
+        ) from error
     if "tried" in exported:
         exported["why"] = why_shipped(exported["precision"], exported["tried"], request.batch)
     return exported
@@ -167,11 +177,7 @@ def _latency_limits(given: Given, timing: Timing) -> list[Limit]:
 def _top1(given: Given, served: LoadedModel, source: ImageSource) -> float:
     spec, said = given.loaded.preprocess, []
     for rows in streams.batches(len(source), _SCORED):
-        said.append(
-            served.run(
-                preprocess.prepare_pixels(map(source.images.__getitem__, range(rows.start, rows.stop)), spec)
-            ).argmax(axis=-1)
-        )
+        said.append(served.run(validation.prepared(source, spec, rows)).argmax(axis=-1))
     return float(np.mean(np.concatenate(said) == source.labels))
 
 
@@ -194,13 +200,6 @@ def limits(given: Given, shipped: dict[str, Any]) -> list[Limit]:
     return found
 
 
-def _on_the_safe_side(limit: Limit) -> str:
-    """What was measured, in six digits that it is still within."""
-    step = 10.0 ** (math.floor(math.log10(limit.actual)) - 5) if limit.actual > 0 else 1.0
-    away = math.floor if limit.at_least else math.ceil
-    return f"{away(limit.actual / step) * step:.6g}"
-
-
 def require(found: list[Limit], bundle: str) -> None:
     """Refuses what was shipped when it is not within what was asked; the bundle stays, as the best that was found.
 
@@ -214,8 +213,8 @@ def require(found: list[Limit], bundle: str) -> None:
             f"{'measured' if one.measured else 'expected on the recorded device'}"
             for one in missed
         )
-        nearest = " ".join(f"--config.budget.{one.name}={_on_the_safe_side(one)}" for one in missed)
+        possible = " ".join(f"--config.budget.{one.name}={one.nearest}" for one in missed)
         raise UserError(
             f"what was shipped is not within the budget: {said}; the best that was found lies in {bundle}: the nearest "
-            f"possible is {nearest}, in another --workdir"
+            f"possible is {possible}, in another --workdir"
         )

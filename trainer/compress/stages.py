@@ -18,10 +18,12 @@ from typing import Any
 from serving.command import ExitCode, UserError
 from trainer import checkpoint
 from trainer.config import Compression, refuse_changes, resolved_text
+from trainer.config.fields import flatten
 
 _IDENTITY, _RECORDS = "compression.json", "stages"
-# Where things are, and how far to go, change nothing of what is made.
+# Where things are, and how far to go, change nothing of what is made; how to export changes nothing before the export.
 _MAY_CHANGE = frozenset({"data_dir", "until"})
+EXPORT, _OF_EXPORT = "export", "export."
 Result = dict[str, Any]
 
 
@@ -54,17 +56,15 @@ class Stages:
         self._workdir = workdir
         self.seconds: dict[str, float] = {}
         identity = workdir / _IDENTITY
-        self._fresh = not identity.is_file()
-        if not self._fresh:
-            _refuse_other(workdir, json.loads(identity.read_text()), config, hashes)
-            return
-        if checkpoint.steps(workdir):
+        if identity.is_file():
+            self._refuse_other(json.loads(identity.read_text()), config, hashes)
+        elif checkpoint.steps(workdir):
             raise UserError(f"{workdir} already holds a checkpoint; give another --workdir or remove it")
         write_text(identity, json.dumps({"config_text": resolved_text(config), "hashes": hashes}) + "\n")
 
     def run(self, name: str, work: Callable[[], Result]) -> Result:
         """The result of `work`, done now or before; plain JSON values."""
-        record = self._workdir / _RECORDS / f"{name}.json"
+        record = self._record(name)
         if not record.is_file():
             began_s = time.monotonic()
             result = work()
@@ -78,30 +78,35 @@ class Stages:
 
     @contextlib.contextmanager
     def forgotten_when_refused(self) -> Iterator[None]:
-        """A compression that began here and is refused before a stage is done leaves nothing that would refuse a mended one."""
+        """A compression that is refused before a stage of it is done leaves nothing that would refuse a mended one."""
         try:
             yield
         except UserError as error:
-            if self._fresh and error.exit_code == ExitCode.BAD_INPUT and not self._any_done():
+            if error.exit_code == ExitCode.BAD_INPUT and not self._is_any_done():
                 for name in _BEFORE_ANY_STAGE:
                     (self._workdir / name).unlink(missing_ok=True)
             raise
 
-    def _any_done(self) -> bool:
+    def _record(self, stage: str) -> Path:
+        return self._workdir / _RECORDS / f"{stage}.json"
+
+    def _is_any_done(self) -> bool:
         return (self._workdir / _RECORDS).is_dir()
+
+    def _refuse_other(self, stored: Result, config: Compression, hashes: dict[str, str]) -> None:
+        may_change = _MAY_CHANGE
+        if not self._record(EXPORT).is_file():
+            may_change |= {name for name in flatten(config) if name.startswith(_OF_EXPORT)}
+        refuse_changes(stored["config_text"], config, "another compression", may_change)
+        for name, new in hashes.items():
+            old = stored["hashes"].get(name, "none")
+            if old != new:
+                raise UserError(
+                    f"{self._workdir} holds a compression of another {name}: sha256 {old[:12]} there, {new[:12]} now; "
+                    "give another --workdir, or what it began with"
+                )
 
 
 def clear(folder: Path) -> None:
     """Removes what an interrupted stage left behind."""
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _refuse_other(workdir: Path, stored: Result, config: Compression, hashes: dict[str, str]) -> None:
-    refuse_changes(stored["config_text"], config, "another compression", _MAY_CHANGE)
-    for name, new in hashes.items():
-        old = stored["hashes"].get(name, "none")
-        if old != new:
-            raise UserError(
-                f"{workdir} holds a compression of another {name}: sha256 {old[:12]} there, {new[:12]} now; "
-                "give another --workdir, or what it began with"
-            )

@@ -1,6 +1,7 @@
 """The teacher that is cut, read from where it comes: a checkpoint, a bundle, or published weights by their model's name."""
 
 import dataclasses
+import logging
 from pathlib import Path
 
 from serving.command import UserError
@@ -12,6 +13,8 @@ from trainer.data.source import Dataset
 from trainer.description import TwoTowers, require_vit
 from trainer.evaluation import check_classes
 from trainer.weights import asked
+
+_log = logging.getLogger(__name__)
 
 
 def load(origin: Origin, data: Dataset) -> tuple[Loaded, Pair | None]:
@@ -28,6 +31,7 @@ def load(origin: Origin, data: Dataset) -> tuple[Loaded, Pair | None]:
         loaded = dataclasses.replace(loaded, description=tower, params=params)
     else:
         check_classes(loaded, data)
+        _warn_of_other_images(loaded, data)
     require_vit(loaded.description, "compression")
     has, wants = data.train.channels, loaded.preprocess.channels
     if has != wants and has != 1:  # grey becomes colour, nothing becomes grey
@@ -36,6 +40,18 @@ def load(origin: Origin, data: Dataset) -> tuple[Loaded, Pair | None]:
             "use a data set prepared as the teacher's was"
         )
     return loaded, pair
+
+
+def _warn_of_other_images(loaded: Loaded, data: Dataset) -> None:
+    """The same classes do not make the same images: digits are also those of MNIST."""
+    learned = loaded.meta.get("dataset") or data.name
+    if learned != data.name:
+        _log.warning(
+            "the teacher learned %s, and is cut and judged on images of %s; give --config.dataset=%s where that is not meant",
+            learned,
+            data.name,
+            learned,
+        )
 
 
 def _imported(origin: Origin, data: Dataset) -> Loaded:

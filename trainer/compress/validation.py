@@ -15,6 +15,7 @@ from trainer.interval import wilson
 from trainer.models.build import Params
 
 WORTH_COMPILING = 2_000  # images, from which a model is compiled as a whole, at sizes of its own
+_PREPARED = 2_048  # images at a time: a whole split of large ones would not fit into memory
 _COMPARED = 256  # embeddings at a time with all others
 
 
@@ -39,11 +40,19 @@ class Accuracy:
 
 def logits(model: ViT, params: Params, spec: PreprocessSpec, source: ImageSource, batch: int) -> Array:
     """What the model says of all images of `source`, (images, classes)."""
-    images = preprocess.prepare_pixels(source.images, spec)
-    # A shorter last batch would be compiled anew; zeros fill it, and their answers are left out.
-    filled = np.concatenate([images, np.zeros((-len(images) % batch, *images.shape[1:]), images.dtype)])
-    run = streams.logits_of_whole if len(images) >= WORTH_COMPILING else streams.logits
-    return run(model, params, filled, batch)[: len(images)]
+    run = streams.logits_of_whole if len(source) >= WORTH_COMPILING else streams.logits
+    said = []
+    for rows in streams.batches(len(source), batch * max(_PREPARED // batch, 1)):
+        images = prepared(source, spec, rows)
+        # A shorter last batch would be compiled anew; zeros fill it, and their answers are left out.
+        filled = np.pad(images, [(0, -len(images) % batch), *[(0, 0)] * (images.ndim - 1)])
+        said.append(run(model, params, filled, batch)[: len(images)])
+    return np.concatenate(said)
+
+
+def prepared(source: ImageSource, spec: PreprocessSpec, rows: slice) -> Array:
+    """Those images of `source`, normalised: float32 (images, H, W, C)."""
+    return preprocess.prepare_pixels(map(source.images.__getitem__, range(rows.start, rows.stop)), spec)
 
 
 def found_again(said: Array, teacher: Array) -> float:

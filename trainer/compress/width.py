@@ -16,6 +16,7 @@ import numpy as np
 
 from serving.command import UserError
 from trainer.compress import streams
+from trainer.compress.allocate import LEAST_WIDTH
 from trainer.compress.moments import Array, Moments
 from trainer.compress.plan import narrowed
 from trainer.description import ViT
@@ -35,9 +36,9 @@ def check_width(teacher: ViT, width: int) -> None:
     Raises:
       UserError: naming the bounds, or the reason.
     """
-    if not 2 <= width <= teacher.width:
+    if not LEAST_WIDTH <= width <= teacher.width:
         raise UserError(
-            f"width {width} is impossible; the teacher's stream can keep 2 to {teacher.width} channels"
+            f"width {width} is impossible; the teacher's stream can keep {LEAST_WIDTH} to {teacher.width} channels"
         )
     if width < teacher.width and not teacher.num_classes:
         raise UserError("a model without a head gives out its stream; the width of that cannot be cut")

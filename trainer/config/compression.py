@@ -34,7 +34,10 @@ class Budget:
     ] = 0.0
     macs: Annotated[float, "multiply-accumulates, likewise"] = 0.0
     mib: Annotated[float, "largest exported file, MiB"] = 0.0
-    latency_p50_ms: Annotated[float, "greatest median time of a call on the serving runtime, ms"] = 0.0
+    latency_p50_ms: Annotated[
+        float,
+        "greatest time of a call on the serving runtime, ms: the median of the five least disturbed rounds",
+    ] = 0.0
     latency_p99_ms: Annotated[float, "greatest 99th percentile of it, ms"] = 0.0
     min_top1: Annotated[float, "least validation top-1 that must remain, a fraction; MACs are made few"] = 0.0
     max_drop: Annotated[

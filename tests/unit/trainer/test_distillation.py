@@ -4,11 +4,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from serving.command import UserError
-from tests.support import trainings
+from tests.support import small_steps, trainings
 from tests.support.small_families import CLS, DEIT
 from tests.support.small_models import (
     DIGITS,
@@ -18,13 +19,15 @@ from tests.support.small_models import (
     random_params,
     save_digits,
 )
-from trainer import checkpoint, config, features, teacher
+from trainer import checkpoint, config, features, objectives, teacher
+from trainer.classifying import Classifying
 from trainer.compress.__main__ import main as compress
 from trainer.data.augment import Augment, RepeatedAugment
 from trainer.data.datasets import open_dataset
 from trainer.description import ViT
 from trainer.distributed.mesh import make_mesh
 from trainer.models.build import Params
+from trainer.step import normalise
 from trainer.teacher import Teacher
 from trainer.train import train
 
@@ -105,6 +108,25 @@ def test_stored_answers_are_what_the_teacher_says_of_each_view(tmp_path: Path) -
     found = cache.read(places, np.zeros(3, int))
     assert set(found) == {"taught_logits"}
     np.testing.assert_allclose(found["taught_logits"], logits(SMALL, own.params, pixels), atol=1e-4)
+
+
+@pytest.mark.parametrize("mixed", [{"mixup": 0.4}, {"cutmix": 1.0}], ids=["mixup", "cutmix"])
+def test_teacher_and_student_see_the_same_mixed_view(mixed: dict[str, float]) -> None:
+    """Function matching: who is its own teacher has nothing to learn of any view, and much of another one than its own."""
+    experiment = _experiment(
+        distill_weight=1.0, distill_temperature=1.0, pretrained="p", teacher_weights="t", **mixed
+    )
+    objective = objectives.distillation(lambda _: 1.0, lambda _: 1.0, 0.0, objectives.soft)
+    task = Classifying(experiment, SMALL, DIGITS_SPEC, objective, SMALL, make_mesh(experiment.mesh))
+    params, batch = random_params(SMALL), small_steps.batch(size=16)
+    of_unmixed = {"taught_logits": logits(SMALL, params, normalise(batch["image"], DIGITS_SPEC))}
+    same, apart = [], []
+    for step in map(jnp.asarray, range(4)):  # some mix hardly anything
+        seen = task.seen(batch, step)
+        same.append(float(task.loss(params, seen, None, step, params)[0]))
+        apart.append(float(task.loss(params, {**seen, **of_unmixed}, None, step, params)[0]))
+    assert same == pytest.approx([0] * 4, abs=1e-5)
+    assert max(apart) > 0.01
 
 
 @pytest.fixture(scope="module")

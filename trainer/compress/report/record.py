@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from trainer import description
-from trainer.compress import choosing, target
+from trainer.compress import choosing, least_accuracy, target
 from trainer.compress.cells import groups
 from trainer.compress.choosing import COSTS, Choice
 from trainer.compress.given import Given
@@ -165,9 +165,17 @@ class Record:
             return "fell behind in the short distillations"
         if plan in [one.plan for one in self.choice.candidates[: self.given.config.halving.candidates]]:
             return "above the budget when it was measured, and so not distilled"
+        if self._least_top1:
+            return "not the fewest MACs whose best cut was seen to keep the accuracy"
         if loss > best:
             return f"further from the teacher: {loss:.4g} against {best:.4g} nats"
-        return "found under another limit than the last one, whose cost was measured or whose accuracy was asked for"
+        return "found under another limit than the last one, whose cost was measured"
+
+    @property
+    def _least_top1(self) -> float:
+        """What had to remain, where that was the budget; else 0."""
+        met = self.choice.met
+        return float(met["asked"]) if met.get("name") == least_accuracy.NAME else 0.0
 
     def _raced(self) -> list[Plan]:
         return [self.choice.candidates[row["before"]].plan for row in self.halving]
@@ -185,9 +193,12 @@ class Record:
             rounds = self.halving[0]["rounds"]
             why = f"{sum(row['steps'] for row in rounds)} steps of distillation brought it nearest to the teacher"
             place = self.halving[0]["before"] + 1
-            return f"“{one.made_by}” was chosen: {why}; before them it was number {place} of {len(self.halving)}."
+            return f"“{one.made_by}” was chosen: {why}; before them it was number {place} of {others + 1}."
         if self.given.config.shape.stated:
             return f"Its sizes were stated (KL {one.divergence:.4g} nats on held-out images)."
+        if self._least_top1:
+            why = f"of the cuts that keep a validation top-1 of {self._least_top1:.6g} before any training it has the fewest MACs"
+            return f"“{one.made_by}” was chosen: {why}; {others} others were cut, repaired and judged."
         why = f"of the plans within the budget it is nearest to the teacher (KL {one.divergence:.4g} nats on held-out images)"
         return f"“{one.made_by}” was chosen: {why}; {others} others were cut, repaired and judged."
 

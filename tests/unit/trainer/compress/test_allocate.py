@@ -122,5 +122,7 @@ def test_the_smallest_models_are_one_least_block_each_in_the_narrowest_stream() 
 
 def test_widths_are_multiples_of_the_rounding_and_the_teachers_own() -> None:
     assert allocate.widths(dataclasses.replace(SMALL, width=18), ROUNDING) == [4, 8, 12, 16, 18]
+    # Whatever the rounding, no width that `width.check_width` refuses.
+    assert allocate.widths(SMALL, dataclasses.replace(ROUNDING, width=1))[0] == allocate.LEAST_WIDTH
     headless = dataclasses.replace(SMALL, num_classes=0)
     assert allocate.widths(headless, ROUNDING) == [16]  # its stream is its answer

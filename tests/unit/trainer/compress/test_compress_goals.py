@@ -118,6 +118,17 @@ def test_sizes_fall_with_the_budget(teacher: Path, tmp_path: Path) -> None:
     assert params == sorted(params)
 
 
+def test_merging_tokens_is_tried_where_the_search_may(tmp_path: Path) -> None:
+    model = dataclasses.replace(SMALL, patch_size=2, blocks=uniform(4, 2, 8, 32))
+    save_digits(tmp_path / "teacher", model)
+    asked = ("--config.merge=always", "--config.budget.params=0", "--config.budget.macs=0.5")
+    main(cut_arguments(tmp_path / "teacher", tmp_path / "small", *asked))
+    rows = json.loads((tmp_path / "small" / "report.json").read_text())["candidates"]
+    merging = [row for row in rows if "patches merged" in row["made_by"]]
+    assert merging
+    assert all(row["macs"] <= 0.5 * description.macs(model) for row in merging)
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -287,7 +298,12 @@ def test_a_precision_that_was_asked_for_is_shipped_and_judged_though_it_has_too_
     rest = ("--config.search=uniform", "--config.distil.total_steps=0", "--config.halving.candidates=0")
     with pytest.raises(UserError, match=r"max_drop=0\.1 was asked, .* the best that was found lies in"):
         run_flow(tmp_path / "teacher", small, *asked, *rest, "--config.export.min_agreement=0.5")
-    assert "NOT within the budget: max_drop" in (small / "report.md").read_text()
+    report = (small / "report.md").read_text()
+    assert "NOT within the budget: max_drop" in report
+    assert re.search(
+        r"was chosen: of the cuts that keep a validation top-1 of 0\.\d+ before any training", report
+    )
+    assert "further from the teacher" not in report  # which decides nothing here
     assert (small / "models" / "student" / "1").is_dir()
 
 

@@ -13,9 +13,10 @@ from trainer import config
 from trainer.compress import ladder, least_accuracy
 from trainer.compress.allocate import Rounding
 from trainer.compress.plan import Plan, identity
-from trainer.compress.search import Candidate
+from trainer.compress.search import Candidate, Infeasible
 from trainer.compress.shipping import Limit, require
 from trainer.compress.stages import Stages
+from trainer.config import Compression
 from trainer.description import macs
 
 CONFIG = config.compression("configs/compress.py", [])
@@ -47,13 +48,28 @@ def test_how_far_to_go_may_change_and_nothing_that_is_made(tmp_path: Path) -> No
         Stages(tmp_path, CONFIG, {"teacher": "b" * 64})
 
 
+def test_how_to_export_may_change_until_it_is_exported(tmp_path: Path) -> None:
+    """Else hours of distillation were lost to one number that was asked too high."""
+
+    def asking(agreement: float) -> Compression:
+        return dataclasses.replace(CONFIG, export=dataclasses.replace(CONFIG.export, min_agreement=agreement))
+
+    Stages(tmp_path, asking(0.99), HASHES).run("distil", dict)
+    Stages(tmp_path, asking(0.9), HASHES).run("export", dict)
+    Stages(tmp_path, asking(0.9), HASHES)
+    with pytest.raises(UserError, match=r"export\.min_agreement is 0\.9 there, 0\.99 now"):
+        Stages(tmp_path, asking(0.99), HASHES)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["begun now", "stopped before and run again"])
 @pytest.mark.parametrize(
     ("code", "kept"), [(ExitCode.BAD_INPUT, False), (ExitCode.PREEMPTED, True), (ExitCode.INTERRUPTED, True)]
 )
 def test_only_a_refusal_before_the_first_stage_is_done_is_forgotten(
-    code: ExitCode, kept: bool, tmp_path: Path
+    code: ExitCode, kept: bool, again: bool, tmp_path: Path
 ) -> None:
-    stages = Stages(tmp_path, CONFIG, HASHES)
+    for _ in range(1 + again):
+        stages = Stages(tmp_path, CONFIG, HASHES)
     with pytest.raises(UserError), stages.forgotten_when_refused():
         raise UserError("too few calibration images", code)
     assert (tmp_path / "compression.json").exists() == kept
@@ -107,8 +123,18 @@ def test_the_fewest_macs_that_keep_the_accuracy_are_found(share: float) -> None:
     assert len(tried) <= 8
 
 
+def test_an_accuracy_of_a_teacher_that_cannot_be_cut_is_refused_in_its_own_words() -> None:
+    def nothing(budget: int) -> list[Candidate]:
+        raise Infeasible(f"nothing within budget {budget}", SMALL)
+
+    with pytest.raises(
+        UserError, match=r"the least that does has [\d,]+ MACs of [\d,]+; give a budget of so many MACs"
+    ):
+        least_accuracy.smallest(SMALL, Rounding(8, 4, 16), nothing, lambda _: 1.0, 0.9)
+
+
 def test_an_accuracy_that_no_cut_keeps_is_refused_with_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"keeps a validation top-1 of 99\.00%.* the nearest has 50\.00% at"):
+    with pytest.raises(UserError, match=r"keeps a validation top-1 of 0\.99 .* the nearest has 0\.5 at"):
         _bisect(10**9, least=0.99)
 
 

@@ -39,6 +39,18 @@ def test_what_others_predict_costs_variance_but_not_obs() -> None:
     assert (obs[:2] < 0.5 * variance[:2]).all()
 
 
+@pytest.mark.parametrize("kind", ["fisher", "variance"])
+def test_activations_that_overflow_are_refused_with_their_layer(kind: str) -> None:
+    """Finite weights, as a training that diverged leaves them, whose products are not."""
+    params = random_params(SMALL)
+    fc1 = params["blocks"]["0"]["mlp"]["fc1"]
+    params["blocks"]["0"]["mlp"]["fc1"] = {**fc1, "kernel": np.full_like(fc1["kernel"], 3e38)}
+    with pytest.raises(
+        UserError, match="layer 1: what the model makes of the calibration images holds NaN or infinity"
+    ):
+        scores.score(SMALL, params, smooth_images(SMALL, 64), kind, seed=0, batch=32)
+
+
 def test_a_score_that_is_not_finite_is_refused_with_its_layer_and_kind() -> None:
     with pytest.raises(UserError, match="obs score of mlp in block 1 is not finite"):
         scores.require_finite({"0": {"mlp": np.ones(2)}, "1": {"mlp": np.array([1, np.nan])}}, "obs")

@@ -12,9 +12,13 @@ from serving.bundle import read_bundle
 from serving.command import UserError
 from tests.support.small_families import CLS, PAIR, TRANSFORMER
 from tests.support.small_models import DIGITS_SPEC, logits, random_params, smooth_images
-from trainer import checkpoint
+from trainer import checkpoint, config
+from trainer.compress import width
 from trainer.compress.__main__ import main
+from trainer.compress.given import open_given
+from trainer.compress.origin import Origin
 from trainer.compress.pairs import Pair
+from trainer.compress.repair import Seen
 from trainer.compress.validation import found_again
 from trainer.data.datasets import open_dataset
 from trainer.description import TwoTowers, macs, param_count
@@ -84,6 +88,22 @@ def test_its_embeddings_stay_nearer_to_the_teachers_than_without_repair_and_are_
     assert told["teacher"] == 1.0
     assert told["cut and repaired"] == found_again(student, teacher)
     assert np.mean(np.sum(student * teacher, axis=1)) > 0.8
+
+
+def test_a_width_is_cut_by_the_directions_that_it_was_judged_by(tmp_path: Path) -> None:
+    """Those of the stand-in: a tower's own answers are embeddings, which are no predictions."""
+    params = _save(tmp_path / "pair", HEADED)
+    arguments = [f"--checkpoint={tmp_path / 'pair'}", f"--workdir={tmp_path / 'small'}", *QUICK]
+    main([*arguments, "--config.budget.params=0", "--config.shape.hidden_size=8"])
+    asked = [
+        (flag.removeprefix("--config."), value) for flag, value in (one.split("=", 1) for one in QUICK[1:])
+    ]
+    given = open_given(config.compression("configs/compress.py", asked), Origin(str(tmp_path / "pair")))
+    teacher = given.teacher
+    assert not np.array_equal(teacher.params["head"]["kernel"], params["image"]["head"]["kernel"])
+    judged_by = Seen(teacher.model, teacher.params, teacher.images, teacher.how.batch, keep=False).directions
+    found = np.load(tmp_path / "small" / width.FILE)["projection"]
+    np.testing.assert_allclose(found, width.projection(judged_by, 8), atol=1e-5)
 
 
 def test_a_tower_without_a_head_gets_one_that_changes_nothing() -> None:

@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -164,14 +165,22 @@ def test_refits_bring_a_cut_nearer_still_on_images_that_repaired_nothing(model: 
     assert refitted < 0.95 * repaired
 
 
-@pytest.mark.parametrize("neurons", [4, 16, 28])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"neurons": range(left)} for left in (4, 16, 28)),
+        *({"heads": (head,)} for head in (0, 1)),
+        *({dims: left} for dims in ("qk_dim", "v_dim") for left in (2, 5)),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("model", [SMALL, CLS], ids=["gap", "cls"])
 def test_on_the_calibration_images_a_repair_never_leaves_the_stream_further_off_than_slicing(
-    model: ViT, neurons: int
+    model: ViT, changes: dict[str, Any]
 ) -> None:
     """All images alike, as only then least squares is of what is measured here."""
     params, images, _ = _setting(model)
-    plan, alike = with_layer(model, 1, neurons=range(neurons)), Repair(1e-6, 64, predicts=False)
+    plan, alike = with_layer(model, 1, **changes), Repair(1e-6, 64, predicts=False)
 
     def behind(model: ViT, params: Params) -> Array:
         return list(streams.walk(model, params, images, 64))[-1]
