@@ -20,7 +20,7 @@ def main(argv: list[str]) -> dict[str, object]:
     flags.DEFINE_string(
         "checkpoint",
         None,
-        "A training or compression workdir, or one of its checkpoints.",
+        "A training workdir, or one of its checkpoints; of a compression WORKDIR/distil, or WORKDIR, its cut of before.",
         flag_values=values,
     )
     flags.DEFINE_enum("split", "test", _SPLITS, "Which part of the data set.", flag_values=values)

@@ -97,8 +97,10 @@ def _latency(budget: Budget, ends: list[ViT], rounding: Rounding) -> Goal:
     def value(timing: Timing) -> Measured:
         return Measured(timing.p50_ms if name == "latency_p50_ms" else timing.p99_ms, timing.spread)
 
-    cost = CostTable(grid(ends[-1], rounding), kept(in_turns, "in turns"))
-    timings = kept(alone, "alone")(ends)
+    # Who measures longer, because others use the machine, measures anew.
+    long = f"{budget.timing_seconds:g} s"
+    cost = CostTable(grid(ends[-1], rounding), kept(in_turns, f"in turns, {long}"))
+    timings = kept(alone, f"alone, {long}")(ends)
     known = [(cost(model), value(timing).value) for model, timing in zip(ends, timings, strict=True)]
     target = Target(asked, _NEAR, _ROUNDS)
     where = f"{here['cpu']}, {here['runtime']}, {under}"

@@ -82,7 +82,8 @@ class _Job:
         )
         report.write(at, record, self._stages.seconds)
         shipping.require(limits, str(shipped.get("bundle", "")))
-        return self._result(plan.shape_of(below.teacher.model), top1, remarks, choice.met, shipped)
+        made = self._result(plan.shape_of(below.teacher.model), top1, remarks, choice.met, shipped)
+        return {**made, "checkpoint": str(student)}
 
     def _descended(self) -> tuple[Given, Goal | None, Choice, list[Result]]:
         """What the last cut begins with, and its candidates; the rows of the rungs before it, if there are any."""

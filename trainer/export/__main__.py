@@ -43,7 +43,7 @@ def _define_model(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "checkpoint",
         None,
-        "A training or compression workdir, or one of its checkpoints.",
+        "A training workdir, or one of its checkpoints; of a compression WORKDIR/distil, or WORKDIR, its cut of before.",
         flag_values=values,
     )
     flags.DEFINE_string(
