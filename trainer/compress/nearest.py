@@ -1,21 +1,24 @@
 """The nearest that is possible, as text that can be asked for: rounded to the side on which it still is possible."""
 
-import math
-from collections.abc import Callable
+import decimal
 
 _DIGITS = 6
 
 
 def at_least(value: float) -> str:
     """Six digits of `value` or of a little more: nothing below it is possible."""
-    return _rounded(value, math.ceil)
+    return _rounded(value, decimal.ROUND_CEILING)
 
 
 def at_most(value: float) -> str:
     """Six digits of `value` or of a little less: nothing above it is possible."""
-    return _rounded(value, math.floor)
+    return _rounded(value, decimal.ROUND_FLOOR)
 
 
-def _rounded(value: float, away: Callable[[float], int]) -> str:
-    step = 10.0 ** (math.floor(math.log10(value)) + 1 - _DIGITS) if value > 0 else 1.0
-    return f"{away(value / step) * step:.{_DIGITS}g}"
+def _rounded(value: float, away: str) -> str:
+    text = f"{value:.{_DIGITS}g}"
+    if float(text) == value:
+        return text
+    # In decimal: of binary fractions a product may lie on either side of a whole number.
+    rounded = decimal.Context(_DIGITS, away).create_decimal_from_float(value)
+    return f"{float(rounded):.{_DIGITS}g}"
