@@ -33,9 +33,10 @@ def test_the_result_says_what_was_asked_what_came_out_and_what_it_is_worth(
 ) -> None:
     workdir, result = cut
     assert json.loads(json.dumps(result)) == result  # the last line of stdout
-    assert result.keys() == {"stage", "params", "macs", "validation_top1", "remarks", "seconds", "workdir"}
+    names = ("stage", "params", "macs", "validation_top1", "remarks", "seconds", "workdir", "checkpoint")
+    assert result.keys() == set(names)
     assert result["stage"] == "pruned"
-    assert result["workdir"] == str(workdir)
+    assert result["workdir"] == result["checkpoint"] == str(workdir)  # nothing was distilled
     model = checkpoint.load_card(workdir).description
     assert result["params"] == {
         "teacher": description.param_count(SMALL),

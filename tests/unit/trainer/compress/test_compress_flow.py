@@ -83,6 +83,7 @@ def test_what_is_shipped_is_the_distilled_model_within_the_budget(flow: Flow) ->
     distilled = checkpoint.load(flow.workdir / "distil")
     assert bundle.manifest.provenance.weights_hash == distilled.meta["weights_hash"]
     assert bundle.manifest.provenance.stage == "distilled"
+    assert flow.result["checkpoint"] == str(flow.workdir / "distil")
     shipped = flow.result["shipped"]
     assert shipped["params"] == description.param_count(distilled.description)
     assert shipped["params"] <= 0.6 * description.param_count(SMALL)
