@@ -217,8 +217,7 @@ def reach(
         raise UserError(
             f"budget.{goal.name}={goal.asked:g} was not met in {len(attempts)} searches, which gave {_said(attempts)} {goal.unit}: "
             f"the nearest has {param_count(shape(best.found)):,} parameters and takes {nearest.at_least(best.measured.value)} "
-            f"{goal.unit}; "
-            f"{_way_out(goal)}"
+            f"{goal.unit}; {_way_out(goal)}"
         )
     return best.found, _record(goal, attempts)
 

@@ -82,8 +82,7 @@ class _Job:
         )
         report.write(at, record, self._stages.seconds)
         shipping.require(limits, str(shipped.get("bundle", "")))
-        made = self._result(plan.shape_of(below.teacher.model), top1, remarks, choice.met, shipped)
-        return {**made, "checkpoint": str(student)}
+        return self._result(plan.shape_of(below.teacher.model), student, top1, remarks, choice.met, shipped)
 
     def _descended(self) -> tuple[Given, Goal | None, Choice, list[Result]]:
         """What the last cut begins with, and its candidates; the rows of the rungs before it, if there are any."""
@@ -151,6 +150,7 @@ class _Job:
     def _result(
         self,
         model: description.ViT,
+        student: Path,
         accuracies: dict[str, float],
         remarks: list[str],
         met: dict[str, Any],
@@ -177,6 +177,7 @@ class _Job:
             **({"shape": target.report(teacher, asked, model)} if asked else {}),
             **({"shipped": shipped} if shipped else {}),
             "workdir": str(self._workdir),
+            "checkpoint": str(student),
         }
 
 

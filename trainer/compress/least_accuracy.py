@@ -60,7 +60,7 @@ def smallest(
             low = budget
     if impossible and not tried:
         raise UserError(
-            f"no cut of this teacher keeps anything of it that is worth a block's cost: the least that does has "
+            "no cut of this teacher keeps anything of it that is worth a block's cost: the least that does has "
             f"{macs(impossible.least):,} MACs of {macs(teacher):,}; give a budget of so many MACs, or a wider teacher"
         ) from impossible
     if not tried:

@@ -73,10 +73,9 @@ def order_dims(teacher: ViT, params: Params, images: Array, batch: int) -> Param
             with of_layer(index):
                 norm, averaged = streams.attention_moments(teacher, block, own, stream, batch)
                 covariances, means = zip(*(moments.covariance() for moments in averaged))
-                own["attention"] = cut_query_key(own["attention"], *norm.covariance(), block.qk_dim)
-            stream = streams.add_branch(
-                streams.attention_branch(teacher, block), params["blocks"][str(index)], stream, batch
-            )
+                of_norm = norm.covariance()
+            stream = streams.add_branch(streams.attention_branch(teacher, block), own, stream, batch)
+            own["attention"] = cut_query_key(own["attention"], *of_norm, block.qk_dim)
             own["attention"] = cut_value_output(
                 own["attention"], np.stack(covariances), np.stack(means), block.v_dim
             )

@@ -13,7 +13,7 @@ from serving.runtime.select import open_runtime
 from serving.timing.profile import all_cores, this_machine
 from serving.timing.turns import Timing
 from trainer import description
-from trainer.compress import goals, latency, nearest, streams, validation
+from trainer.compress import goals, latency, nearest, streams
 from trainer.compress.choosing import COSTS, least_top1, limit_of
 from trainer.compress.given import Given
 from trainer.compress.latency import Setting
@@ -177,7 +177,7 @@ def _latency_limits(given: Given, timing: Timing) -> list[Limit]:
 def _top1(given: Given, served: LoadedModel, source: ImageSource) -> float:
     spec, said = given.loaded.preprocess, []
     for rows in streams.batches(len(source), _SCORED):
-        said.append(served.run(validation.prepared(source, spec, rows)).argmax(axis=-1))
+        said.append(served.run(source.prepared(range(rows.start, rows.stop), spec)).argmax(axis=-1))
     return float(np.mean(np.concatenate(said) == source.labels))
 
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from serving import preprocess
 from serving.preprocess import PreprocessSpec
 from trainer.compress import streams
 from trainer.compress.moments import Array
@@ -43,16 +42,11 @@ def logits(model: ViT, params: Params, spec: PreprocessSpec, source: ImageSource
     run = streams.logits_of_whole if len(source) >= WORTH_COMPILING else streams.logits
     said = []
     for rows in streams.batches(len(source), batch * max(_PREPARED // batch, 1)):
-        images = prepared(source, spec, rows)
+        images = source.prepared(range(rows.start, rows.stop), spec)
         # A shorter last batch would be compiled anew; zeros fill it, and their answers are left out.
         filled = np.pad(images, [(0, -len(images) % batch), *[(0, 0)] * (images.ndim - 1)])
         said.append(run(model, params, filled, batch)[: len(images)])
     return np.concatenate(said)
-
-
-def prepared(source: ImageSource, spec: PreprocessSpec, rows: slice) -> Array:
-    """Those images of `source`, normalised: float32 (images, H, W, C)."""
-    return preprocess.prepare_pixels(map(source.images.__getitem__, range(rows.start, rows.stop)), spec)
 
 
 def found_again(said: Array, teacher: Array) -> float:

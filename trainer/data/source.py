@@ -8,7 +8,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from serving import preprocess
 from serving.command import UserError
+from serving.preprocess import PreprocessSpec
 
 _log = logging.getLogger(__name__)
 _NAMED = 10  # of bad labels, in a message
@@ -41,6 +43,10 @@ class ImageSource:
     def channels(self) -> int:
         """1 for grey, 3 for colour."""
         return 3 if not isinstance(self.images, np.ndarray) else int(self.images.shape[-1])
+
+    def prepared(self, places: range, spec: PreprocessSpec) -> Array:
+        """The images at `places` as a model takes them: float32 (places, H, W, C)."""
+        return preprocess.prepare_pixels(map(self.images.__getitem__, places), spec)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

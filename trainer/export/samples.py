@@ -7,7 +7,6 @@ from typing import Protocol
 
 import numpy as np
 
-from serving import preprocess
 from serving.command import UserError
 from serving.preprocess import PreprocessSpec
 from trainer.data.pictures import read_pictures
@@ -63,9 +62,7 @@ class DatasetSamples:
         return images, split.labels, f"{self.data.name} validation, {len(split)} images"
 
     def _normalised(self, source: ImageSource, count: int) -> Array:
-        return preprocess.prepare_pixels(
-            (source.images[index] for index in range(min(count, len(source)))), self.spec
-        )
+        return source.prepared(range(min(count, len(source))), self.spec)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,9 +15,10 @@ from tests.support.small_models import SMALL, UNEVEN
 from trainer.compress import goals, latency, latency_table, profiles
 from trainer.compress.allocate import Rounding
 from trainer.compress.correction import Measured, Target, meet, through
-from trainer.compress.latency import Setting, graph_bytes
+from trainer.compress.latency import Setting, Timer, graph_bytes
 from trainer.compress.search import Candidate, Infeasible
 from trainer.compress.size import file_mib
+from trainer.config import Budget
 from trainer.description import Block, ViT, macs, param_count, uniform
 
 ROUNDING = Rounding(mlp=8, head_dim=4, width=16)
@@ -95,6 +96,27 @@ def test_a_model_timed_alone_has_no_others_beside_it() -> None:
 
     assert latency.one_by_one(timer)(_models(3)) == _by_macs(_models(3))
     assert asked == [1, 1, 1]
+
+
+def test_who_measures_longer_measures_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was kept of a moment when others used the machine is not all that more `budget.timing_seconds` gets."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    asked = list[float]()
+
+    def timer(setting: Setting, seconds: float) -> Timer:
+        def timed(models: Sequence[ViT]) -> list[Timing]:
+            asked.append(seconds)
+            return _by_macs(models)
+
+        return timed
+
+    monkeypatch.setattr(latency, "timer", timer)
+    (most,) = _by_macs([SMALL])
+    for seconds in (1.0, 1.0, 2.0):
+        budget = Budget(latency_p50_ms=0.9 * most.p50_ms, timing_seconds=seconds)
+        goals.of(budget, SMALL, ROUNDING)
+    assert set(asked) == {1.0, 2.0}
+    assert asked.count(1.0) == asked.count(2.0)
 
 
 def test_an_interrupted_table_keeps_what_was_timed(tmp_path: Path) -> None:

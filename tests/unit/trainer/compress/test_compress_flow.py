@@ -135,6 +135,9 @@ def test_ranks_before_and_after_the_short_distillations_are_told(flow: Flow) -> 
     assert first <= second
     chosen = next(row for row in flow.facts["candidates"] if row["chosen"])
     assert chosen["made_by"] == rows[0]["made_by"]
+    # Among all that were judged: not all of them were distilled.
+    place, judged = rows[0]["before"] + 1, len(flow.facts["candidates"])
+    assert f"before them it was number {place} of {judged}." in flow.facts["why"]
 
 
 def test_the_page_needs_nothing_beside_it_and_has_the_tables_of_the_markdown(flow: Flow) -> None:

@@ -267,6 +267,14 @@ def test_a_precision_with_too_little_accuracy_gives_way_to_the_next_fastest(
         return Choice(chosen, [Timing(1.0, 1.0, 0.0, 1.0)] * len(candidates))
 
     monkeypatch.setattr(job, "fastest", fewest_bits_first)
+    asked_threads: list[int] = []
+    export = job.export
+
+    def heard(subject: Any, request: job.Request) -> dict[str, Any]:
+        asked_threads.append(request.threads)
+        return export(subject, request)
+
+    monkeypatch.setattr(job, "export", heard)
     why_refused = Gate.why_refused
 
     def worse_when_rounded(gate: Gate, precision: str, *made: Any) -> str:
@@ -277,8 +285,11 @@ def test_a_precision_with_too_little_accuracy_gives_way_to_the_next_fastest(
     asked = ("--config.budget.params=0", "--config.budget.max_drop=0.1", "--config.export.min_agreement=0.9")
     rest = ("--config.search=uniform", "--config.distil.total_steps=0", "--config.halving.candidates=0")
     save_digits(tmp_path / "teacher", params=able_params())
-    shipped = run_flow(tmp_path / "teacher", tmp_path / "small", *asked, *rest)["shipped"]
+    shipped = run_flow(tmp_path / "teacher", tmp_path / "small", *asked, *rest, "--config.budget.threads=1")[
+        "shipped"
+    ]
     assert shipped["precision"] == "int8_weights"
+    assert asked_threads == [1]  # the fastest on those, as its latency is told
     assert re.search(
         r"int8 refused \(int8 has a validation top-1 of 0.00%, and 6\d\.\d\d% must remain\)", shipped["why"]
     )

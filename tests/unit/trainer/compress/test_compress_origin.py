@@ -1,5 +1,6 @@
 """Where the teacher that is cut comes from: a checkpoint, a bundle or a published file, and which of them are refused."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,11 @@ import pytest
 from serving import preprocess
 from serving.command import UserError
 from tests.support.compressions import CUT, ROUNDING, cut_arguments
-from tests.support.small_models import DIGITS_SPEC, logits, random_params
+from tests.support.small_models import DIGITS_SPEC, logits, random_params, save_digits
 from trainer import checkpoint, description
+from trainer.compress import subject as cut_subject
 from trainer.compress.__main__ import main
+from trainer.compress.origin import Origin
 from trainer.data.datasets import open_dataset
 from trainer.export import job, subject
 from trainer.weights.save import save_npz
@@ -110,3 +113,14 @@ def test_weights_and_a_checkpoint_together_or_neither_are_refused(tmp_path: Path
     ):
         with pytest.raises(UserError, match="one of --checkpoint and --weights"):
             main([*origin, f"--workdir={tmp_path / 'pruned'}", *CUT])
+
+
+def test_a_teacher_of_another_data_set_with_the_same_classes_is_pointed_at(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_digits(tmp_path / "teacher")
+    digits = open_dataset("digits")
+    cut_subject.load(Origin(str(tmp_path / "teacher")), digits)
+    assert not caplog.records
+    cut_subject.load(Origin(str(tmp_path / "teacher")), dataclasses.replace(digits, name="mnist"))
+    assert "the teacher learned digits, and is cut and judged on images of mnist" in caplog.text

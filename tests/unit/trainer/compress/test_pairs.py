@@ -95,9 +95,7 @@ def test_a_width_is_cut_by_the_directions_that_it_was_judged_by(tmp_path: Path) 
     params = _save(tmp_path / "pair", HEADED)
     arguments = [f"--checkpoint={tmp_path / 'pair'}", f"--workdir={tmp_path / 'small'}", *QUICK]
     main([*arguments, "--config.budget.params=0", "--config.shape.hidden_size=8"])
-    asked = [
-        (flag.removeprefix("--config."), value) for flag, value in (one.split("=", 1) for one in QUICK[1:])
-    ]
+    _, asked, _ = config.split_config_args(QUICK)
     given = open_given(config.compression("configs/compress.py", asked), Origin(str(tmp_path / "pair")))
     teacher = given.teacher
     assert not np.array_equal(teacher.params["head"]["kernel"], params["image"]["head"]["kernel"])
