@@ -37,12 +37,19 @@ def carry_out(given: Given, plan: Plan, met: dict[str, Any], folder: Path) -> di
         model, weights = given.pair.having(shape, params) if given.pair else (shape, params)
         card = checkpoint.Card(model, given.loaded.preprocess, given.loaded.labels, _meta(given, met))
         checkpoint.save_model(folder, card, weights)
+    return {"validation_top1": top1s, "remarks": [*remarks, *_remarks(given)]}
+
+
+def _remarks(given: Given) -> list[str]:
+    """What a reader of the report would otherwise take for something else."""
+    stem, found = given.teacher.model.stem, []
     if given.pair:
-        remarks = [
-            *remarks,
-            "top-1 of a pair's tower is how often its embedding is nearest to the teacher's of the same image",
-        ]
-    return {"validation_top1": top1s, "remarks": remarks}
+        found.append(
+            "top-1 of a pair's tower is how often its embedding is nearest to the teacher's of the same image"
+        )
+    if stem and not stem.stages:
+        found.append("this stem has no bottleneck units, inside which channels could be cut; it is as it was")
+    return found
 
 
 def _meta(given: Given, met: dict[str, Any]) -> checkpoint.Meta:

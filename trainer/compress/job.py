@@ -75,7 +75,7 @@ class _Job:
         top1 = self._top1(cut["validation_top1"], bool(rungs))
         student = self._distilled(below, top1)
         shipped, limits = self._shipped(student, top1)
-        remarks = cut["remarks"]
+        remarks = [*cut["remarks"], *ladder.remarks(rungs)]
         bears = Sensitivity.of(at / choosing.LOSSES)
         record = Record(
             self._given, below, choice, chosen, ranks, rungs, top1, remarks, shipped, limits, bears

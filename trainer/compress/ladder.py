@@ -32,6 +32,18 @@ def fractions(kept: float, rungs: int) -> list[float]:
     return [kept ** (rung / rungs) for rung in range(1, rungs + 1)]
 
 
+def remarks(rows: list[dict[str, Any]]) -> list[str]:
+    """What to say of the `rows` of a ladder whose rungs were given and are too few for the rule of a third."""
+    ratio = rows[0]["kept"] if rows else 1.0
+    if ratio >= _THIRD - 1e-9:
+        return []
+    enough = count(0, ratio ** (len(rows) + 1))
+    return [
+        f"each rung keeps {ratio:.0%} of the cost before it; at most a third would go at once with {enough} rungs, "
+        "which is what distil.rungs=0 takes"
+    ]
+
+
 def climb(given: Given, first: Choice, workdir: Path, stages: Stages) -> tuple[Given, list[dict[str, Any]]]:
     """Cuts and distils all rungs but the last, in `workdir`/RUNG; what the last cut begins with, and a row for each rung.
 

@@ -237,6 +237,20 @@ def test_a_hybrid_is_cut_in_its_stem_too_and_shipped(tmp_path: Path) -> None:
     )
 
 
+def test_a_stem_in_which_nothing_can_be_cut_is_remarked_on(tmp_path: Path) -> None:
+    model = dataclasses.replace(HYBRID, image_size=(16, 16), channels=1, stem=Stem(32, ()), patch_size=2)
+    save_digits(tmp_path / "teacher", model, spec=dataclasses.replace(DIGITS_SPEC, height=16, width=16))
+    more = (
+        "--config.search=uniform",
+        "--config.budget.params=0.9",
+        "--config.until=cut",
+        "--config.halving.candidates=0",
+    )
+    result = run_flow(tmp_path / "teacher", tmp_path / "small", *more)
+    assert any("this stem has no bottleneck units" in remark for remark in result["remarks"])
+    assert checkpoint.load_card(tmp_path / "small").description.stem == model.stem
+
+
 def test_a_stated_shape_is_shipped_and_the_report_says_so(teacher: Path, tmp_path: Path) -> None:
     result = run_flow(
         teacher,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -195,3 +196,13 @@ def test_blocks_are_matched_with_those_of_one_cut(turns: tuple[str, str]) -> Non
     given = [("distil.feature_weight", "1"), turns]
     with pytest.raises(UserError, match=r"distil.feature_weight=1 matches blocks of one cut"):
         config.compression("configs/compress.py", given)
+
+
+@pytest.mark.parametrize(
+    ("kept", "said"), [((0.5,), ["each rung keeps 50% .* with 4 rungs"]), ((0.7, 0.49), []), ((), [])]
+)
+def test_rungs_that_take_more_than_a_third_are_remarked_on(kept: tuple[float, ...], said: list[str]) -> None:
+    """Two rungs of a half come to a quarter, for which the rule of a third takes four."""
+    remarks = ladder.remarks([{"kept": one} for one in kept])
+    assert len(remarks) == len(said)
+    assert all(re.search(pattern, remark) for pattern, remark in zip(said, remarks))
