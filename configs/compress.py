@@ -2,12 +2,11 @@
 
     python -m trainer.compress --checkpoint=runs/teacher --config=configs/compress.py --workdir=runs/small
     python -m trainer.compress --checkpoint=runs/teacher --config=configs/compress.py --workdir=runs/pruned --config.until=cut
-    python -m trainer.compress --checkpoint=runs/teacher --config=configs/compress.py:fashion_mnist --workdir=runs/pruned \
-        --config.budget.macs=0.25
-    python -m trainer.compress --checkpoint=runs/teacher --config=configs/compress.py --workdir=runs/pruned \
+    python -m trainer.compress --checkpoint=runs/fashion-teacher --config=configs/compress.py:fashion_mnist \
+        --workdir=runs/fashion-small --config.budget.macs=0.25
+    python -m trainer.compress --checkpoint=runs/teacher --config=configs/compress.py --workdir=runs/stated \
         --config.shape.num_layers=4 --config.shape.num_heads=2 --config.shape.mlp_dim=128
-
-    python -m trainer.compress --weights=runs/models/teacher/1 --config=configs/compress.py --workdir=runs/pruned
+    python -m trainer.compress --weights=runs/models/teacher/1 --config=configs/compress.py --workdir=runs/of-a-bundle
 
 In place of these, each alone: `--config.budget.mib=0.5`, `--config.budget.latency_p50_ms=0.3` or `latency_p99_ms` (at
 `budget.batch`, `budget.threads` and `budget.precision`, on this machine); `--config.budget.max_drop=0.005` for the smallest
