@@ -98,12 +98,17 @@ def widths(teacher: ViT, rounding: Rounding) -> list[int]:
 
 
 def smallest(teacher: ViT, rounding: Rounding) -> list[ViT]:
-    """The smallest models that cutting may leave: the least of each block, alone, in the narrowest stream."""
+    """The smallest models that cutting may leave: the least branch of each block, alone, in the narrowest stream."""
     narrowest = narrowed(teacher, widths(teacher, rounding)[0])
     narrowest = with_groups(narrowest, [min(GROUPS_STEP, has) for has in groups(teacher.stem)])
-    return [
-        dataclasses.replace(narrowest, blocks=(least_block(block, rounding),)) for block in teacher.blocks
-    ]
+    branches = (branch for block in teacher.blocks for branch in _branches(least_block(block, rounding)))
+    return [dataclasses.replace(narrowest, blocks=(branch,)) for branch in branches]
+
+
+def _branches(block: Block) -> list[Block]:
+    """The block's attention and its MLP, each as a block of its own."""
+    alone = (dataclasses.replace(block, mlp_dim=0), Block(0, 0, 0, block.mlp_dim))
+    return [branch for branch in alone if branch.num_heads or branch.mlp_dim]
 
 
 def stated(teacher: ViT, scores: Scores, dropped: set[int], num_heads: int, mlp_dim: int) -> Plan:

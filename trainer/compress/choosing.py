@@ -31,6 +31,7 @@ from trainer.description import ViT
 COSTS: dict[str, Cost] = {"params": description.param_count, "macs": description.macs}
 _SCORES, _JUDGED = "scores.npz", "search.json"
 LOSSES = "losses.json"
+_OF = "of"  # the name in scores.npz of what they were measured of
 _log = logging.getLogger(__name__)
 _ROUNDING = 1e-9  # of a difference of two fractions: less than one image of any data set
 
@@ -83,8 +84,12 @@ def check(given: Given) -> Goal | None:
     config, teacher = given.config, given.teacher.model
     cost, budget = limit_of(given)
     if budget:
-        name = next(f"budget.{name}" for name, one in COSTS.items() if one is cost)
+        name = next(name for name, one in COSTS.items() if one is cost)
+        asked = getattr(config.budget, name)
+        name = f"budget.{name}={asked:g} of the teacher's:" if asked <= 1 else f"budget.{name}"
         search.check_budget(teacher, cost, budget, given.rounding, name)
+    if config.search == "budget" and not config.shape.stated:
+        search.require_images(teacher, config.calibration.batch, config.calibration.examples)
     target.asked(config.shape, teacher)
     merging.stated(teacher, config.shape.merge)
     if config.budget.min_top1 and config.budget.min_top1 > given.teacher_top1:
@@ -110,7 +115,8 @@ def choose(given: Given, goal: Goal | None, folder: Path) -> Choice:
     Raises:
       UserError: when nothing was found that is within the budget.
     """
-    judge = RememberingJudge(given.teacher, folder / _JUDGED, given.hashes)
+    _forget_others(folder / LOSSES, given)
+    judge = RememberingJudge(given.teacher, folder / _JUDGED, given.basis)
     basis = _Basis(given, _scores(given, folder / _SCORES), judge, folder / LOSSES)
     candidates, met = _search(basis, goal)
     if given.config.sensitivity:
@@ -118,6 +124,12 @@ def choose(given: Given, goal: Goal | None, folder: Path) -> Choice:
     name, cost = _costs(given, goal)
     judged = [Judged(plan, loss, cost(plan.shape_of(given.teacher.model))) for plan, loss in judge.judged]
     return Choice(candidates, met, name, judged)
+
+
+def _forget_others(path: Path, given: Given) -> None:
+    """Removes losses that were measured of something else, which a report would tell."""
+    if path.is_file() and json.loads(path.read_text()).get("hashes") != given.basis:
+        path.unlink()
 
 
 def _tell(basis: "_Basis") -> None:
@@ -137,16 +149,15 @@ def _costs(given: Given, goal: Goal | None) -> tuple[str, Callable[[ViT], float]
 
 
 def _scores(given: Given, path: Path) -> Scores:
+    basis = json.dumps(given.basis)
     if path.is_file():
         with np.load(path) as file:
-            return scoring.from_arrays(dict(file))
+            stored = dict(file)
+        if str(stored.pop(_OF, "")) == basis:
+            return scoring.from_arrays(stored)
     teacher, config = given.teacher, given.config
-    hashes = (given.loaded.meta["weights_hash"], given.calibration_hash)
-    looked_at = search.searched(teacher.model)
-    partial = Partial(
-        path.with_name("scores.partial.npz"),
-        f"{config.score} {config.seed} {config.calibration.labelled} {hashes}",
-    )
+    looked_at = search.searched(teacher.model, teacher.how.batch)
+    partial = Partial(path.with_name("scores.partial.npz"), basis)
     found = scoring.score(
         teacher.model,
         teacher.params,
@@ -159,7 +170,7 @@ def _scores(given: Given, path: Path) -> Scores:
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(".scores.draft.npz")
-    np.savez(draft, **scoring.to_arrays(found))  # type: ignore[arg-type]
+    np.savez(draft, **{_OF: np.array(basis)}, **scoring.to_arrays(found))  # type: ignore[arg-type]
     draft.rename(path)
     partial.forget()
     return found
@@ -184,11 +195,10 @@ class _Basis:
 
     def losses(self) -> Losses:
         """What was kept, or what is measured now and kept."""
-        stored: dict[str, Any] = json.loads(self.path.read_text()) if self.path.is_file() else {}
-        if stored.get("hashes") == self.given.hashes:
-            return losses.read(stored["losses"])
+        if self.path.is_file():
+            return losses.read(json.loads(self.path.read_text())["losses"])
         found = search.measure_losses(self.given.teacher, self.ranked, self.judge)
-        write_text(self.path, json.dumps({"hashes": self.given.hashes, "losses": losses.plain(found)}) + "\n")
+        write_text(self.path, json.dumps({"hashes": self.given.basis, "losses": losses.plain(found)}) + "\n")
         return found
 
 
@@ -209,6 +219,7 @@ def _search(basis: _Basis, goal: Goal | None) -> tuple[list[Candidate], dict[str
         lambda limit: within(description.macs, limit),
         lambda plan: _accuracy(given, plan),
         least_top1(given),
+        given.teacher_top1,
     )
 
 

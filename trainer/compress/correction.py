@@ -10,6 +10,8 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from serving.command import progress
+
 Found = TypeVar("Found")
 _APART = 0.05
 _STEEPER = 3.0  # times the slope between the ends, or as much less steep, a line may be
@@ -53,8 +55,10 @@ def through(points: Sequence[tuple[float, float]], near: float) -> Line:
     """The line through the two of (sum, measured) that are nearest to `near`; rising in any case.
 
     Sums that are nearly equal give a slope of noise: the second one is a twentieth away from the first at least, and a slope
-    that is far from that between the ends gives way to it.
+    that is far from that between the ends gives way to it. Noise only adds to a time: what took longer than a larger sum did
+    was disturbed.
     """
+    points = _undisturbed(points)
     first, *others = sorted(points, key=lambda point: abs(point[1] - near))
     apart = [point for point in others if abs(point[0] - first[0]) >= _APART * first[0]]
     whole, local = _slope(min(points), max(points)), _slope(first, (apart or [first])[0])
@@ -63,6 +67,13 @@ def through(points: Sequence[tuple[float, float]], near: float) -> Line:
         return Line(0.0, y / x) if x > 0 and y > 0 else Line(0.0, 1.0)
     slope = local if whole / _STEEPER <= local <= whole * _STEEPER else whole
     return Line(first[1] - slope * first[0], slope)
+
+
+def _undisturbed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points, none of which lies above one of a larger sum."""
+    ordered = sorted(points)
+    least = np.minimum.accumulate([measured for _, measured in reversed(ordered)])[::-1]
+    return [(total, float(low)) for (total, _), low in zip(ordered, least, strict=True)]
 
 
 def _slope(one: tuple[float, float], other: tuple[float, float]) -> float:
@@ -97,14 +108,16 @@ def meet(
     """
     points, attempts = list(known), list[Attempt[Found]]()
     most, least = max(points)[0], min(points)[0]
-    for _ in range(target.rounds):
-        line = through(points, target.asked)
-        found = search(float(np.clip(line.sum_for(_AIM * target.asked), least, most)))
-        attempt = Attempt(found, line.at(total(found)), measure(found))
-        attempts.append(attempt)
-        points.append((total(found), attempt.measured.value))
-        if 1 - target.near <= attempt.measured.value / target.asked <= 1:
-            break
+    with progress(target.rounds, "searches for the budget, at most") as bar:
+        for _ in range(target.rounds):
+            line = through(points, target.asked)
+            found = search(float(np.clip(line.sum_for(_AIM * target.asked), least, most)))
+            attempt = Attempt(found, line.at(total(found)), measure(found))
+            attempts.append(attempt)
+            points.append((total(found), attempt.measured.value))
+            bar.advance()
+            if 1 - target.near <= attempt.measured.value / target.asked <= 1:
+                break
     return sorted(attempts, key=lambda one: _merit(one.measured.value / target.asked))
 
 

@@ -1,5 +1,7 @@
 """The cut model trained towards the first teacher, by the one training loop."""
 
+import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,13 @@ from trainer import features, parts
 from trainer.compress import merging
 from trainer.compress.given import Given
 from trainer.config import Compression, Experiment
+from trainer.config.compression import Distil
 from trainer.description import ViT
 from trainer.train import mesh_of, train
+
+# What a training calls --config.accum_steps is one of `distil` here; where its data lie is not.
+_LEARNT = "|".join(field.name for field in dataclasses.fields(Distil))
+_KEY = re.compile(rf"--config\.(?=({_LEARNT})\b)")
 
 
 def check(given: Given) -> None:
@@ -30,7 +37,8 @@ def check(given: Given) -> None:
 
 
 def _check_features(config: Compression, teacher: ViT, experiment: Experiment) -> None:
-    if config.shape.merge or merging.offered(config.merge, teacher):
+    searched = config.search == "budget" and not config.shape.stated
+    if config.shape.merge or (searched and merging.offered(config.merge, teacher)):
         raise UserError(
             f"distil.feature_weight={config.distil.feature_weight:g} matches streams token by token, but the student may merge "
             "tokens; set merge=never and shape.merge=0, or distil.feature_weight=0"
@@ -47,4 +55,7 @@ def distil(given: Given, student: Path, workdir: Path, steps: int, qat_steps: in
       UserError: for bad input, and when asked to stop, with the state saved.
     """
     experiment = given.config.distillation(str(student), str(given.first), given.image_size, steps, qat_steps)
-    return dict(train(experiment, workdir))
+    try:
+        return dict(train(experiment, workdir))
+    except UserError as error:
+        raise UserError(_KEY.sub("--config.distil.", str(error)), error.exit_code) from error

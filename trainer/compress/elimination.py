@@ -13,7 +13,7 @@ import numpy as np
 
 from serving.command import progress
 from trainer.compress import streams
-from trainer.compress.moments import Array, damped
+from trainer.compress.moments import Array, damped, of_layer
 from trainer.compress.scores import Scores
 from trainer.description import ViT
 from trainer.models.build import Params
@@ -52,7 +52,8 @@ def neurons(
     with progress(sum(block.mlp_dim > 0 for block in teacher.blocks), "neurons") as bar:
         for (index, branch, own), stream in zip(streams.branches(teacher, params), walked):
             if "mlp" in branch.parts:
-                hidden, _ = streams.hidden_moments(branch, own, stream, batch).covariance()
+                with of_layer(index):
+                    hidden, _ = streams.hidden_moments(branch, own, stream, batch).covariance()
                 order = ranks(hidden, own["mlp"]["fc2"]["kernel"], ridge)
                 ranked[str(index)] = {**scores[str(index)], "mlp": order}
                 bar.advance()

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,13 @@ class Given:
             "calibration images": self.calibration_hash,
             "closed-form repair": hashlib.sha256(REVISION.encode()).hexdigest(),
         }
+
+    @property
+    def basis(self) -> dict[str, str]:
+        """What scores, losses and judgements are made of: `hashes`, and what of the configuration they depend on."""
+        config = self.config
+        how = {"seed": config.seed, "score": config.score, "ridge": config.ridge, **vars(config.calibration)}
+        return {**self.hashes, "scores and fits": json.dumps(how)}
 
     @property
     def image_size(self) -> int:

@@ -2,8 +2,8 @@
 
 Every unit is multiplied by a gate that is 1. One gradient with respect to the gates, per image, gives for every unit
 Fisher ½·E[(∂L/∂gate)²] (a second-order estimate of the loss when the gate goes to 0) and Taylor |E[∂L/∂gate]| (Molchanov et
-al. 2019, arXiv:1906.10771). L is the cross-entropy against labels drawn from the model's own predictions, so no label is needed, or
-against the true ones.
+al. 2019, arXiv:1906.10771). L is the cross-entropy against the true labels or, where none are given, against labels drawn from the
+model's own predictions, as Fisher information is defined. Of such the mean gradient is 0, so that Taylor takes the first answer.
 
 A block is what its two branches are together; a channel of the residual stream (`width`) what all blocks read of it.
 """
@@ -18,6 +18,9 @@ from trainer.compress.moments import Array
 from trainer.description import Block, ViT
 from trainer.models.build import Params, bind
 from trainer.models.stem import gates_name
+
+# What the loss takes for the label of an image.
+_GIVEN, _DRAWN, _FIRST = "given", "drawn", "first"
 
 
 def ones(block: Block, width: int) -> Params:
@@ -48,7 +51,8 @@ def score(
     """Scores by block index and gate, from normalised images (images, H, W, C), the same ones on every process."""
     keys = np.asarray(jax.random.key_data(jax.random.split(jax.random.key(seed), len(images))))
     asked = (images, keys if labels is None else labels)
-    sums = calibration_pass.summed(how, _sums(teacher, draws=labels is None), params, asked)
+    answers = _GIVEN if labels is not None else _FIRST if kind == "taylor" else _DRAWN
+    sums = calibration_pass.summed(how, _sums(teacher, answers), params, asked)
     if kind == "taylor":
         return jax.tree.map(lambda value: np.abs(value) / len(images), sums["first"])
     return jax.tree.map(lambda value: value / (2 * len(images)), sums["second"])
@@ -65,13 +69,15 @@ def with_sums(gradients: Params) -> Params:
     return found | ({"stream": {"width": sum(channels[1:], channels[0])}} if channels else {})
 
 
-def _sums(teacher: ViT, draws: bool) -> Sums:
+def _sums(teacher: ViT, answers: str) -> Sums:
     """(parameters, images, keys to draw labels with or labels, counts) → sums of gradients, `first`, and of squares, `second`."""
     gates = open_gates(teacher)
 
     def image_loss(gates: Params, params: Params, image: jax.Array, label: jax.Array) -> jax.Array:
         logits = bind(teacher, params)(image[None], gates=gates)[0]
-        if draws:
+        if answers == _FIRST:
+            label = logits.argmax()
+        if answers == _DRAWN:
             label = jax.random.categorical(jax.random.wrap_key_data(label), jax.lax.stop_gradient(logits))
         return -jax.nn.log_softmax(logits)[label]
 

@@ -13,6 +13,7 @@
 Run again with the same configuration, it goes on with the first stage that is not done.
 """
 
+import dataclasses
 import hashlib
 import time
 from pathlib import Path
@@ -48,12 +49,13 @@ def compress(config: Compression, origin: Origin, workdir: Path) -> dict[str, ob
     """
     with stoppable(workdir):
         given = open_given(config, origin)
-        goal = choosing.check(given)
-        distilling.check(given)
         hashes = given.hashes
         if config.budget.profile:
             hashes["latency profile"] = hashlib.sha256(Path(config.budget.profile).read_bytes()).hexdigest()
-        stages = Stages(workdir, config, hashes)
+        stages = Stages(workdir, config, hashes)  # before anything is timed
+        goal = choosing.check(given)
+        distilling.check(given)
+        stages.begin()
         with stages.forgotten_when_refused():
             given = with_teacher_in(given, workdir / "teacher")
             return _Job(given, goal, workdir, stages).run()
@@ -69,9 +71,10 @@ class _Job:
     def run(self) -> dict[str, object]:
         """All of them up to `until`; what is finished is told as the result."""
         below, goal, choice, rungs = self._descended()
-        ranks, chosen = self._ranked(below, goal, choice)
+        ranks, chosen, met = self._ranked(below, goal, choice)
         at, plan = self._workdir, chosen.plan
-        cut = self._stages.run("cut", lambda: carry_out(below, plan, choice.met, at))
+        choice = dataclasses.replace(choice, met=met)
+        cut = self._stages.run("cut", lambda: carry_out(below, plan, met, at))
         top1 = self._top1(cut["validation_top1"], bool(rungs))
         student = self._distilled(below, top1)
         shipped, limits = self._shipped(student, top1)
@@ -82,7 +85,7 @@ class _Job:
         )
         report.write(at, record, self._stages.seconds)
         shipping.require(limits, str(shipped.get("bundle", "")))
-        return self._result(plan.shape_of(below.teacher.model), student, top1, remarks, choice.met, shipped)
+        return self._result(plan.shape_of(below.teacher.model), student, top1, remarks, met, shipped)
 
     def _descended(self) -> tuple[Given, Goal | None, Choice, list[Result]]:
         """What the last cut begins with, and its candidates; the rows of the rungs before it, if there are any."""
@@ -100,19 +103,26 @@ class _Job:
         found = self._stages.run(name, lambda: choosing.choose(given, goal, folder).to_json())
         return Choice.from_json(found)
 
-    def _ranked(self, given: Given, goal: Goal | None, choice: Choice) -> tuple[list[Result], Candidate]:
-        """The rows of successive halving, if it was asked for, and the candidate that is taken."""
+    def _ranked(
+        self, given: Given, goal: Goal | None, choice: Choice
+    ) -> tuple[list[Result], Candidate, Result]:
+        """The rows of successive halving, if it was asked for, the candidate that is taken, and how it meets the budget."""
         first, *others = choice.candidates[: max(given.config.halving.candidates, 1)]
+        met = [choice.met] * (1 + len(others))
         if others and goal:  # only the first was measured by the search
-            kept = self._stages.run("halving-field", lambda: {"kept": _within(goal, given, others)})["kept"]
-            others = [others[place] for place in kept]
+            kept = self._stages.run("halving-measured", lambda: {"kept": _within(goal, given, others)})[
+                "kept"
+            ]
+            others = [others[one["place"]] for one in kept]
+            met[1:] = [choice.met | one["met"] for one in kept]
         if not others:
-            return [], first
+            return [], first, choice.met
         field = [first, *others]
         rows = halving.race(given, field, self._workdir / "halving", self._stages)
-        winner = field[rows[0]["before"]]
+        won = rows[0]["before"]
         # From here on a place is one among all candidates.
-        return [{**row, "before": choice.candidates.index(field[row["before"]])} for row in rows], winner
+        ranked = [{**row, "before": choice.candidates.index(field[row["before"]])} for row in rows]
+        return ranked, field[won], met[won]
 
     def _top1(self, cut: dict[str, float], laddered: bool) -> dict[str, float]:
         """Top-1 by stage so far; what the last cut of a ladder began with is not the teacher."""
@@ -196,7 +206,13 @@ def _last_goal(below: Given, rungs: int) -> Goal | None:
         ) from error
 
 
-def _within(goal: Goal, given: Given, candidates: list[Candidate]) -> list[int]:
-    """The places of those that are measured within the goal."""
-    shapes = [one.plan.shape_of(given.teacher.model) for one in candidates]
-    return [place for place, shape in enumerate(shapes) if goal.measure(shape).value <= goal.asked]
+def _within(goal: Goal, given: Given, candidates: list[Candidate]) -> list[Result]:
+    """Those that are measured within the goal: their places, and what was predicted and measured."""
+    found = []
+    for place, one in enumerate(candidates):
+        shape = one.plan.shape_of(given.teacher.model)
+        measured, predicted = goal.measure(shape), goal.predicted(shape)
+        if measured.value <= goal.asked:
+            met = {"predicted": predicted, "measured": measured.value, "spread": measured.spread}
+            found.append({"place": place, "met": met})
+    return found

@@ -15,6 +15,7 @@ from trainer.compress.choosing import COSTS, Choice
 from trainer.compress.cutting import carry_out
 from trainer.compress.distilling import distil
 from trainer.compress.given import Given, cutting
+from trainer.compress.search import Candidate
 from trainer.compress.stages import Stages
 from trainer.config import Budget, Compression
 from trainer.config.compression import LIMITS
@@ -34,10 +35,10 @@ def fractions(kept: float, rungs: int) -> list[float]:
 
 def remarks(rows: list[dict[str, Any]]) -> list[str]:
     """What to say of the `rows` of a ladder whose rungs were given and are too few for the rule of a third."""
-    ratio = rows[0]["kept"] if rows else 1.0
+    ratio = rows[0]["kept"] ** (1 / rows[0]["rung"]) if rows else 1.0
     if ratio >= _THIRD - 1e-9:
         return []
-    enough = count(0, ratio ** (len(rows) + 1))
+    enough = count(0, ratio ** (rows[-1]["rung"] + 1))
     return [
         f"each rung keeps {ratio:.0%} of the cost before it; at most a third would go at once with {enough} rungs, "
         "which is what distil.rungs=0 takes"
@@ -64,24 +65,30 @@ def climb(given: Given, first: Choice, workdir: Path, stages: Stages) -> tuple[G
     rungs = count(given.config.distil.rungs, kept)
     rows, below = [], given
     for rung, fraction in enumerate(fractions(kept, rungs)[:-1], 1):
-        folder = workdir / str(rung)
-        limited = _only(budget, name, int(fraction * cost(teacher)))
+        folder, limit = workdir / str(rung), int(fraction * cost(teacher))
+        if limit >= cost(below.teacher.model):  # the rung before it came further down than it had to
+            continue
+        limited = _only(budget, name, limit)
         # What each layer bears is told of the first teacher.
         config = dataclasses.replace(given.config, budget=limited, sensitivity=False)
         here = dataclasses.replace(below, config=config)
-        row = stages.run(f"rung-{rung}", functools.partial(_rung, here, folder, stages))
+        best = _found(here, folder, stages)
+        if cost(best.plan.shape_of(below.teacher.model)) <= kept * cost(teacher):
+            break  # sizes are no finer: the last cut comes to the same from where it would begin now
+        row = stages.run(f"rung-{rung}", functools.partial(_rung, here, best, folder, stages))
         rows.append({"rung": rung, "kept": fraction, **row})
         below = cutting(below, folder / "distil", _absolute(given))
     return below, rows
 
 
-def _rung(given: Given, folder: Path, stages: Stages) -> dict[str, Any]:
-    name = f"rung-{folder.name}"
-    choice = Choice.from_json(
-        stages.run(f"{name}-search", lambda: choosing.choose(given, None, folder).to_json())
-    )
-    best = choice.candidates[0]
-    cut = stages.run(f"{name}-cut", lambda: carry_out(given, best.plan, {}, folder))
+def _found(given: Given, folder: Path, stages: Stages) -> Candidate:
+    """The cut of a rung."""
+    done = stages.run(f"search-{folder.name}", lambda: choosing.choose(given, None, folder).to_json())
+    return Choice.from_json(done).candidates[0]
+
+
+def _rung(given: Given, best: Candidate, folder: Path, stages: Stages) -> dict[str, Any]:
+    cut = stages.run(f"cut-{folder.name}", lambda: carry_out(given, best.plan, {}, folder))
     trained = distil(given, folder, folder / "distil", given.config.distil.total_steps)
     shape = best.plan.shape_of(given.teacher.model)
     return {

@@ -119,17 +119,6 @@ def priced(model: ViT, losses: Mapping[Schedule, float], cost: Cost) -> list[Mer
     return [Merged(schedule, cost(merging(model, schedule)), loss) for schedule, loss in losses.items()]
 
 
-def best(found: Sequence[Merged], budget: int) -> Merged:
-    """Of schedules that are within `budget` the one that loses least; where none is, the one that loses least for what it saves.
-
-    `found` begins with the schedule that merges nothing.
-    """
-    within = [one for one in found if one.cost <= budget]
-    if within:
-        return min(within, key=lambda one: (one.divergence, one.cost))
-    return min(_saving(found), key=lambda one: _rate(one, found[0].cost), default=found[0])
-
-
 def _saving(found: Sequence[Merged]) -> list[Merged]:
     return [one for one in found if one.cost < found[0].cost]
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from serving.command import UserError
+from trainer.compress import nearest
 
 Array = np.ndarray[Any, np.dtype[Any]]
 # Fewer samples than this per dimension do not determine a covariance (notes on calibration: refuse).
@@ -44,8 +45,8 @@ def require_enough(what: str, rows: int, dims: int) -> None:
     """Raises a UserError when so many rows are too few for the covariance of `what`, which has `dims` dimensions."""
     if rows < ROWS_PER_DIM * dims:
         raise UserError(
-            f"{what} has {dims} dimensions but calibration gives {rows} samples; "
-            f"at least {ROWS_PER_DIM * dims} are needed: raise --config.calibration.examples"
+            f"{what} has {dims} dimensions but calibration gives {rows} samples; at least {ROWS_PER_DIM * dims} are needed: "
+            f"raise --config.calibration.examples at least {nearest.at_least(ROWS_PER_DIM * dims / max(rows, 1))} times as many"
         )
 
 

@@ -102,12 +102,15 @@ def read(path: Path, setting: Setting) -> tuple[Machine, dict[str, Timing]]:
         timings = {name: Timing(*map(float, taken)) for name, taken in values["timings"].items()}
         machine = {name: str(values["machine"][name]) for name in ("cpu", "features", "int8", "runtime")}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} is no latency profile; remove it, or write it anew") from error
+        raise UserError(
+            f"{path} is no latency profile; remove it, or write it anew (python -m serving.timing)"
+        ) from error
     if found != FORMAT:
         raise UserError(f"profile {path} is of format {found!r}, not {FORMAT!r}; write it anew")
     if has != setting:
         raise UserError(
-            f"profile {path} is of {_said(has)}, asked are {_said(setting)}; ask for those, or write it anew"
+            f"profile {path} is of {_said(has)}, asked are {_said(setting)}; ask for those "
+            "(--config.budget.batch, threads, precision), or write it anew"
         )
     return machine, timings
 

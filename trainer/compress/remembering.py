@@ -13,7 +13,7 @@ from trainer.compress.stages import write_text
 class RememberingJudge(Judge):
     """A judge that keeps in `path` the KL of every plan, by the sha256 of the plan.
 
-    What was judged by other `hashes` (of the teacher's weights and of the calibration images) is forgotten.
+    What was judged by other `hashes` (`Given.basis`) is forgotten.
     """
 
     def __init__(self, teacher: Teacher, path: Path, hashes: dict[str, str]) -> None:

@@ -8,6 +8,7 @@ first guess while they get better.
 
 import bisect
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -26,6 +27,7 @@ from trainer.description import ViT
 from trainer.models.build import Params
 
 _SEARCHED = 384  # calibration images that scores and search look at, where these determine every covariance
+_SEARCHED_STEP = 16  # images more each time until they do
 _HELD_OUT = 4  # one batch in four of these judges, the others repair
 _RAISES = 50  # of a budget that keeps nothing, up to the teacher, to find one that does
 _NARROWING = 0.4  # the first width to try keeps this power of what the budget keeps of the cost
@@ -73,9 +75,8 @@ class Judge:
                 f"at least {_HELD_OUT} are needed: raise --config.calibration.examples"
             )
         # Whole batches on either side: a shorter last batch would be compiled for every width that is tried.
-        images = teacher.images[: searched(teacher.model)]
-        size = min(teacher.how.batch, len(images) // _HELD_OUT)
-        held_out = np.arange(len(images)) // size % _HELD_OUT == 0
+        images = teacher.images[: searched(teacher.model, teacher.how.batch)]
+        held_out = _judging(len(images), teacher.how.batch)
         self.fitted, self.held_out = images[~held_out], images[held_out]
         self._wanted = streams.logits(teacher.model, teacher.params, self.held_out, teacher.how.batch)
         self._seen = Seen(teacher.model, teacher.params, self.fitted, teacher.how.batch, keep=True)
@@ -99,16 +100,55 @@ class Judge:
         teacher = self._teacher
         params, _ = cut(teacher.model, teacher.params, plan, self.fitted, teacher.how, self._seen)
         found = streams.logits(*padded_model(teacher.model, plan, params), self.held_out, teacher.how.batch)
-        return divergence(self._wanted, found)
+        loss = divergence(self._wanted, found)
+        if not math.isfinite(loss):
+            raise UserError(
+                f"a cut to {len(plan.layers)} layers of width {plan.width or teacher.model.width} answers NaN or infinity on the "
+                "calibration images; check the checkpoint's weights, which may be too large for float32 products, and the images"
+            )
+        return loss
 
 
-def searched(teacher: ViT) -> int:
-    """How many calibration images scores and search look at; the chosen plan is repaired on all of them."""
-    widest = max(
+def searched(teacher: ViT, batch: int) -> int:
+    """How many calibration images scores and search look at, `batch` at a time; the chosen plan is repaired on all of them."""
+    counts = itertools.count(_SEARCHED, _SEARCHED_STEP)
+    return next(count for count in counts if _repairing(count, batch) >= _needed(teacher))
+
+
+def _widest(teacher: ViT) -> int:
+    return max(
         [teacher.width, *(max(block.mlp_dim, block.num_heads * block.v_dim) for block in teacher.blocks)]
     )
-    rows = ROWS_PER_DIM * widest * _HELD_OUT / (_HELD_OUT - 1)  # those that judge determine nothing
-    return max(_SEARCHED, math.ceil(rows / teacher.num_tokens))
+
+
+def _needed(teacher: ViT) -> int:
+    """How many images repair at least: those that judge determine nothing."""
+    return math.ceil(ROWS_PER_DIM * _widest(teacher) / teacher.num_tokens)
+
+
+def _repairing(count: int, batch: int) -> int:
+    return int(np.count_nonzero(~_judging(count, batch)))
+
+
+def _judging(count: int, batch: int) -> Array:
+    """Which of `count` images judge and repair nothing, (count,): every fourth batch, from the first one on."""
+    size = min(batch, count // _HELD_OUT)
+    return np.asarray(np.arange(count) // size % _HELD_OUT == 0)
+
+
+def require_images(teacher: ViT, batch: int, count: int) -> None:
+    """Refuses `count` calibration images that are too few for a budget search, before any of them is looked at.
+
+    Raises:
+      UserError: naming the widest layer and how many images it needs.
+    """
+    enough = next(more for more in itertools.count(_HELD_OUT) if _repairing(more, batch) >= _needed(teacher))
+    if count < enough:
+        raise UserError(
+            f"calibration.examples={count} is too few to search with: {_widest(teacher)} dimensions of a layer want "
+            f"{ROWS_PER_DIM} samples each, an image has {teacher.num_tokens} tokens, and every fourth batch judges; give at "
+            f"least {enough}"
+        )
 
 
 def missed_least(teacher: Teacher, judge: Judge) -> list[int]:
@@ -145,7 +185,7 @@ def to_budget(
     """Candidates within `budget`, best first.
 
     Raises:
-      UserError: when the budget is above the teacher's cost or below what one block needs.
+      UserError: when the budget is above the teacher's cost or below what the least cut needs.
     """
     check_budget(teacher.model, cost, budget, rounding)
     found: dict[int, Candidate] = {}
@@ -244,5 +284,5 @@ def check_budget(teacher: ViT, cost: Cost, budget: int, rounding: Rounding, name
         raise UserError(f"{name} {budget:,} is above the teacher's {most:,}; nothing would be cut: give less")
     if budget < least:
         raise UserError(
-            f"{name} {budget:,} is below the {least:,} that one block needs; give at least that, or a smaller teacher"
+            f"{name} {budget:,} is below the {least:,} that the least cut needs; give at least that, or a smaller teacher"
         )

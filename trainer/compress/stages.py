@@ -19,11 +19,17 @@ from serving.command import ExitCode, UserError
 from trainer import checkpoint
 from trainer.config import Compression, refuse_changes, resolved_text
 from trainer.config.fields import flatten
+from trainer.config.resume import MAY_CHANGE_ON_RESUME
 
 _IDENTITY, _RECORDS = "compression.json", "stages"
-# Where things are, and how far to go, change nothing of what is made; how to export changes nothing before the export.
-_MAY_CHANGE = frozenset({"data_dir", "until"})
-EXPORT, _OF_EXPORT = "export", "export."
+# Where things are, how far to go and how a training step is computed change nothing of what is made.
+_MAY_CHANGE = frozenset(
+    {"data_dir", "until", "budget.profile", *(f"distil.{name}" for name in MAY_CHANGE_ON_RESUME)}
+)
+# How to export changes nothing before the export, how to distil nothing before something was distilled: stages by their names.
+EXPORT, DISTIL, RUNG, HALVING = "export", "distil", "rung", "halving"
+_FREE_BEFORE = {"export.": (EXPORT,), "distil.": (DISTIL, RUNG, HALVING)}
+_DECIDE_EARLIER = frozenset({"distil.rungs"})  # what is cut at all
 Result = dict[str, Any]
 
 
@@ -35,15 +41,11 @@ def write_text(path: Path, text: str) -> None:
     os.replace(draft, path)
 
 
-# All that a compression writes before its first stage is done; whatever else lies in a workdir is not ours to remove.
-_BEFORE_ANY_STAGE = (_IDENTITY, "scores.npz", "scores.partial.npz", "losses.json", "search.json")
-
-
 class Stages:
     """The stages of one compression in its workdir."""
 
     def __init__(self, workdir: Path, config: Compression, hashes: dict[str, str]) -> None:
-        """Takes the workdir for this compression, or finds it there.
+        """Looks whether the workdir holds something else; `begin` takes it.
 
         Args:
           workdir: the folder of the compression.
@@ -60,7 +62,11 @@ class Stages:
             self._refuse_other(json.loads(identity.read_text()), config, hashes)
         elif checkpoint.steps(workdir):
             raise UserError(f"{workdir} already holds a checkpoint; give another --workdir or remove it")
-        write_text(identity, json.dumps({"config_text": resolved_text(config), "hashes": hashes}) + "\n")
+        self._of = {"config_text": resolved_text(config), "hashes": hashes}
+
+    def begin(self) -> None:
+        """Takes the workdir for this compression."""
+        write_text(self._workdir / _IDENTITY, json.dumps(self._of) + "\n")
 
     def run(self, name: str, work: Callable[[], Result]) -> Result:
         """The result of `work`, done now or before; plain JSON values."""
@@ -78,13 +84,15 @@ class Stages:
 
     @contextlib.contextmanager
     def forgotten_when_refused(self) -> Iterator[None]:
-        """A compression that is refused before a stage of it is done leaves nothing that would refuse a mended one."""
+        """A compression that is refused before a stage of it is done does not refuse a mended one.
+
+        What it measured stays: each file says of what, and is measured anew for something else.
+        """
         try:
             yield
         except UserError as error:
             if error.exit_code == ExitCode.BAD_INPUT and not self._is_any_done():
-                for name in _BEFORE_ANY_STAGE:
-                    (self._workdir / name).unlink(missing_ok=True)
+                (self._workdir / _IDENTITY).unlink(missing_ok=True)
             raise
 
     def _record(self, stage: str) -> Path:
@@ -94,17 +102,25 @@ class Stages:
         return (self._workdir / _RECORDS).is_dir()
 
     def _refuse_other(self, stored: Result, config: Compression, hashes: dict[str, str]) -> None:
-        may_change = _MAY_CHANGE
-        if not self._record(EXPORT).is_file():
-            may_change |= {name for name in flatten(config) if name.startswith(_OF_EXPORT)}
-        refuse_changes(stored["config_text"], config, "another compression", may_change)
-        for name, new in hashes.items():
-            old = stored["hashes"].get(name, "none")
+        refuse_changes(stored["config_text"], config, "another compression", self._may_change(config))
+        for name in stored["hashes"] | hashes:
+            old, new = stored["hashes"].get(name, "none"), hashes.get(name, "none")
             if old != new:
                 raise UserError(
                     f"{self._workdir} holds a compression of another {name}: sha256 {old[:12]} there, {new[:12]} now; "
                     "give another --workdir, or what it began with"
                 )
+
+    def _may_change(self, config: Compression) -> frozenset[str]:
+        done = [record.stem for record in (self._workdir / _RECORDS).glob("*.json")]
+        free = [
+            prefix
+            for prefix, stages in _FREE_BEFORE.items()
+            if not any(name.startswith(stages) for name in done)
+        ]
+        return _MAY_CHANGE | {
+            name for name in flatten(config) if name.startswith(tuple(free)) and name not in _DECIDE_EARLIER
+        }
 
 
 def clear(folder: Path) -> None:

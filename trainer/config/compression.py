@@ -272,6 +272,30 @@ class Compression(Data):
             self.export.precision in ("", *PRECISIONS, AUTO),
             f"export.precision={self.export.precision!r} must be empty or one of {', '.join((*PRECISIONS, AUTO))}",
         )
+        self._check_precision(found)
+        found.check(
+            self.merge != "always" or several,
+            f"merge={self.merge} is for search=budget with a budget; a stated shape has shape.merge, "
+            "a uniform cut merges nothing: set merge=never",
+        )
+
+    def _check_precision(self, found: Problems) -> None:
+        """A limit on file or time is of one precision, which the shipped file must have."""
+        asked, precision = self.export.precision, self.budget.precision
+        limited = [
+            name for name in LIMITS if getattr(self.budget, name) and name not in (*SIZES, *ACCURACIES)
+        ]
+        fine = ("", precision) if self.budget.mib or self.budget.profile else ("", precision, AUTO)
+        found.check(
+            not limited or asked in fine,
+            f"budget.{' and '.join(limited)} limits a file of budget.precision={precision}, and export.precision={asked} ships "
+            "another; leave export.precision empty, or set both alike",
+        )
+        found.check(
+            not self.distil.qat_steps or self.shipped_precision != "fp32" or self.until != "export",
+            f"distil.qat_steps={self.distil.qat_steps} trains for eight bits, and what is shipped is fp32: set it to 0, or "
+            f"{'budget' if limited else 'export'}.precision=int8",
+        )
 
     def _check_goal(self, found: Problems) -> None:
         limits = {f"budget.{name}": getattr(self.budget, name) for name in LIMITS}

@@ -67,8 +67,21 @@ def refuse_changes(
     if changed:
         raise UserError(
             f"the workdir holds {what}: {'; '.join(changed)}; give another --workdir, or the "
-            f"same values (these may change: {', '.join(sorted(may_change))})"
+            f"same values (these may change: {', '.join(_listed(may_change, list(flatten(config))))})"
         )
+
+
+def _listed(may_change: frozenset[str], names: list[str]) -> list[str]:
+    """Those of `names` that may change; of a section of which most may, as a whole."""
+    found = []
+    for section in dict.fromkeys(name.rpartition(".")[0] for name in sorted(names)):
+        own = [name for name in names if name.rpartition(".")[0] == section]
+        fixed = [name for name in own if name not in may_change]
+        if section and len(fixed) < len(own) / 2:
+            found.append(f"{section}.*" + (f" but {' and '.join(fixed)}" if fixed else ""))
+        else:
+            found += sorted(name for name in own if name in may_change)
+    return found
 
 
 def changes(stored_text: str, config: Experiment | Compression) -> dict[str, tuple[Any, Any]]:

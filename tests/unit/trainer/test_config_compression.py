@@ -47,6 +47,17 @@ def test_a_goal_on_the_command_line_replaces_that_of_the_recipe() -> None:
             {"shape.target": "Ti_16", "shape.mlp_dim": "8"},
             "shape.target=Ti_16 states every size; leave out shape.mlp_dim=8",
         ),
+        (
+            {"budget.mib": "1", "export.precision": "int8"},
+            r"budget\.mib limits a file of budget\.precision=fp32, and export\.precision=int8 ships another",
+        ),
+        ({"budget.mib": "1", "export.precision": "auto"}, "export.precision=auto ships another"),
+        (
+            {"budget.latency_p50_ms": "1", "budget.profile": "d.json", "export.precision": "auto"},
+            "budget.latency_p50_ms limits a file of budget.precision=fp32",
+        ),
+        ({"budget.mib": "1", "distil.qat_steps": "5"}, "distil.qat_steps=5 trains for eight bits"),
+        ({"search": "uniform", "merge": "always", "halving.candidates": "0"}, "a uniform cut merges nothing"),
         ({"ridge": "0"}, "ridge=0.0 must be above 0"),
         ({"round_mlp": "0"}, "round_mlp=0 must be at least 1"),
     ],

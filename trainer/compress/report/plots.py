@@ -82,6 +82,7 @@ def pareto(facts: Facts, theme: Theme) -> bytes:
         axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_minor_locator(ticker.NullLocator())
         axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(5))
     _label(axes, theme, across, "KL to the teacher, nats")
     _legend(axes, theme)
     return _png(figure)

@@ -113,9 +113,12 @@ def test_a_stated_shape_above_the_teacher_is_refused_with_both_numbers(
         allocate.stated(TEACHER, _scores(), set(), **asked)
 
 
-def test_the_smallest_models_are_one_least_block_each_in_the_narrowest_stream() -> None:
+def test_the_smallest_models_are_one_least_branch_each_in_the_narrowest_stream() -> None:
     found = allocate.smallest(UNEVEN, ROUNDING)
-    blocks = [(Block(1, 4, 4, 8),), (Block(1, 4, 3, 0),), (Block(0, 0, 0, 8),), (Block(1, 2, 4, 7),)]
+    blocks = [
+        (Block(*sizes),)
+        for sizes in ((1, 4, 4, 0), (0, 0, 0, 8), (1, 4, 3, 0), (0, 0, 0, 8), (1, 2, 4, 0), (0, 0, 0, 7))
+    ]
     assert [shape.blocks for shape in found] == blocks
     assert {shape.width for shape in found} == {4}
 

@@ -232,11 +232,25 @@ def _goal(asked: float) -> goals.Goal:
 
 
 def test_an_impossible_budget_is_refused_with_the_nearest_possible_one() -> None:
-    with pytest.raises(UserError, match=r"budget.mib=1.5 is below the 2 MiB that one block needs"):
-        goals._require_possible(_goal(1.5))
+    with pytest.raises(UserError, match=r"budget.mib=1.5 is below the 2 MiB that the least cut needs"):
+        goals._require_possible("mib", "MiB", 1.5, [2.0, 8.0])
     with pytest.raises(UserError, match=r"budget.mib=8 is not below the teacher's 8 MiB"):
-        goals._require_possible(_goal(8.0))
-    goals._require_possible(_goal(2.0))
+        goals._require_possible("mib", "MiB", 8.0, [2.0, 8.0])
+    goals._require_possible("mib", "MiB", 2.0, [2.0, 8.0])
+
+
+def test_the_nearest_possible_latency_has_room_for_noise() -> None:
+    with pytest.raises(
+        UserError, match=r"budget.latency_p50_ms=1.5 is below the 2.06 ms that the least cut needs"
+    ):
+        goals._require_possible("latency_p50_ms", "ms", 1.5, [2.0, 8.0])
+
+
+def test_a_timing_that_was_disturbed_gives_way_to_a_larger_model_that_took_less() -> None:
+    """The least cut is on record with 2 ms, and a model of three times its sum took 1."""
+    line = through([(1, 2.0), (3, 1.0), (9, 4.0)], 2.5)
+    assert line == through([(1, 1.0), (3, 1.0), (9, 4.0)], 2.5)
+    assert line.sum_for(2.5) == pytest.approx(5.0)  # by the slope between the ends
 
 
 def test_a_search_that_cannot_cut_so_far_says_what_its_least_cut_takes() -> None:

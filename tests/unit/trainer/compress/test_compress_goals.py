@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from tests.support.small_families import HYBRID
 from tests.support.small_models import DIGITS_SPEC, SMALL, able_params, save_digits
 from trainer import checkpoint, config, description
 from trainer.checkpoint import Loaded
-from trainer.compress import halving, ladder, latency, shipping
+from trainer.compress import distilling, halving, ladder, latency, shipping
 from trainer.compress.__main__ import main
 from trainer.compress.given import Given
 from trainer.description import Stem, uniform
@@ -138,7 +139,7 @@ def test_merging_tokens_is_tried_where_the_search_may(tmp_path: Path) -> None:
         ),
         (
             ("--config.budget.params=0", "--config.budget.mib=0.0001"),
-            r"is below the [\d.]+ MiB that one block needs; give at least that",
+            r"is below the [\d.]+ MiB that the least cut needs; give at least that",
         ),
     ],
 )
@@ -148,6 +149,59 @@ def test_an_impossible_budget_is_refused_with_the_nearest_possible(
     with pytest.raises(UserError, match=said):
         run_flow(teacher, tmp_path / "small", *more)
     assert not (tmp_path / "small").exists()
+
+
+def test_a_search_that_was_refused_is_mended_without_measuring_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_digits(tmp_path / "teacher", params=able_params())
+    budget = (
+        "--config.budget.params=0",
+        "--config.budget.max_drop=1e-9",
+        "--config.until=cut",
+        "--config.halving.candidates=0",
+    )
+    monkeypatch.setattr("trainer.compress.choosing._accuracy", lambda given, plan: 0.5)
+    with pytest.raises(UserError, match=r"no cut keeps .*budget\.min_top1, or budget\.max_drop=0\.\d+"):
+        run_flow(tmp_path / "teacher", tmp_path / "small", *budget)
+    monkeypatch.setattr("trainer.compress.scores.score", None)  # not to be called
+    monkeypatch.setattr("trainer.compress.search.measure_losses", None)
+    run_flow(tmp_path / "teacher", tmp_path / "small", "--config.until=cut", "--config.halving.candidates=0")
+    for made in ("stages", "checkpoints"):
+        shutil.rmtree(tmp_path / "small" / made)
+    (tmp_path / "small" / "compression.json").unlink()
+    with pytest.raises(TypeError, match="not callable"):  # of other images all is measured anew
+        run_flow(tmp_path / "teacher", tmp_path / "small", "--config.calibration.examples=260")
+
+
+def test_a_step_that_does_not_fit_is_mended_by_the_key_that_a_compression_has(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = distilling.train
+
+    def without_room(*given: Any) -> Any:
+        raise UserError("out of memory: use --config.accum_steps=2, or --config.data_dir=there")
+
+    monkeypatch.setattr(distilling, "train", without_room)
+    more = ("--config.halving.candidates=0", "--config.until=distil")
+    with pytest.raises(UserError, match=r"use --config\.distil\.accum_steps=2, or --config\.data_dir=there"):
+        run_flow(teacher, tmp_path, *more)
+    monkeypatch.setattr(distilling, "train", train)
+    result = run_flow(teacher, tmp_path, *more, "--config.distil.accum_steps=2")
+    assert "distilled" in result["validation_top1"]
+
+
+def test_rungs_that_are_finer_than_cuts_are_passed_over(teacher: Path, tmp_path: Path) -> None:
+    more = (
+        "--config.distil.rungs=8",
+        "--config.budget.params=0.8",
+        "--config.halving.candidates=0",
+        "--config.until=distil",
+    )
+    result = run_flow(teacher, tmp_path, *more)
+    rungs = json.loads((tmp_path / "report.json").read_text())["rungs"]
+    assert 0 < len(rungs) < 7
+    assert result["params"]["actual"] <= 0.8 * description.param_count(SMALL)
 
 
 def _by_size(
@@ -185,6 +239,21 @@ def test_a_latency_is_met_by_what_is_shipped_as_it_is_timed_in_the_end(
     assert f"| params | macs | latency {quantile} ms, predicted | KL, nats |" in report
     rows = json.loads((tmp_path / "small" / "report.json").read_text())["candidates"]
     assert [row["cost"] for row in rows] == sorted(row["cost"] for row in rows)  # cheapest in what was asked
+
+
+def test_what_is_told_of_a_latency_is_that_of_who_won_the_race(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(latency, "time_models", _by_size)
+    race = halving.race
+    monkeypatch.setattr(halving, "race", lambda *given: race(*given)[::-1])  # the last is taken
+    (whole,) = _by_size([latency.graph_bytes(SMALL, "fp32")], [], 1)
+    more = ("--config.budget.params=0", f"--config.budget.latency_p50_ms={1 + 0.7 * (whole.p50_ms - 1)}")
+    result = run_flow(teacher, tmp_path / "small", *more, "--config.round_mlp=4")
+    rows = json.loads((tmp_path / "small" / "report.json").read_text())["halving"]
+    assert len(rows) == 2
+    assert result["budget"]["measured"] == pytest.approx(result["shipped"]["latency"]["p50_ms"], rel=1e-4)
 
 
 @pytest.mark.parametrize("loss", ["hard", "token"])

@@ -24,6 +24,12 @@ CONFIG = config.compression("configs/compress.py", [])
 HASHES = {"teacher": "a" * 64}
 
 
+def _begun(workdir: Path, asked: Compression = CONFIG) -> Stages:
+    stages = Stages(workdir, asked, HASHES)
+    stages.begin()
+    return stages
+
+
 def test_a_finished_stage_is_not_done_again_and_an_unfinished_one_is(tmp_path: Path) -> None:
     done: list[str] = []
 
@@ -34,15 +40,15 @@ def test_a_finished_stage_is_not_done_again_and_an_unfinished_one_is(tmp_path: P
         return {"value": 0.1}
 
     with pytest.raises(RuntimeError):
-        Stages(tmp_path, CONFIG, HASHES).run("cut", work)
-    results = [Stages(tmp_path, CONFIG, HASHES).run("cut", work) for _ in range(2)]
+        _begun(tmp_path).run("cut", work)
+    results = [_begun(tmp_path).run("cut", work) for _ in range(2)]
     assert results == [{"value": 0.1}] * 2
     assert len(done) == 2
 
 
 def test_how_far_to_go_may_change_and_nothing_that_is_made(tmp_path: Path) -> None:
-    Stages(tmp_path, CONFIG, HASHES)
-    Stages(tmp_path, dataclasses.replace(CONFIG, until="cut"), HASHES)
+    _begun(tmp_path)
+    _begun(tmp_path, dataclasses.replace(CONFIG, until="cut"))
     with pytest.raises(UserError, match=r"ridge is 0\.001 there, 0\.5 now"):
         Stages(tmp_path, dataclasses.replace(CONFIG, ridge=0.5), HASHES)
     with pytest.raises(UserError, match="another teacher: sha256 aaaaaaaaaaaa there, bbbbbbbbbbbb now"):
@@ -55,11 +61,28 @@ def test_how_to_export_may_change_until_it_is_exported(tmp_path: Path) -> None:
     def asking(agreement: float) -> Compression:
         return dataclasses.replace(CONFIG, export=dataclasses.replace(CONFIG.export, min_agreement=agreement))
 
-    Stages(tmp_path, asking(0.99), HASHES).run("distil", dict)
-    Stages(tmp_path, asking(0.9), HASHES).run("export", dict)
-    Stages(tmp_path, asking(0.9), HASHES)
+    _begun(tmp_path, asking(0.99)).run("distil", dict)
+    _begun(tmp_path, asking(0.9)).run("export", dict)
+    _begun(tmp_path, asking(0.9))
     with pytest.raises(UserError, match=r"export\.min_agreement is 0\.9 there, 0\.99 now"):
         Stages(tmp_path, asking(0.99), HASHES)
+
+
+def test_how_to_distil_may_change_until_something_was_distilled_and_how_a_step_is_computed_always(
+    tmp_path: Path,
+) -> None:
+    """A step that does not fit into memory, or a rate that was too high, costs no second search."""
+
+    def asking(**distil: Any) -> Compression:
+        return dataclasses.replace(CONFIG, distil=dataclasses.replace(CONFIG.distil, **distil))
+
+    _begun(tmp_path).run("cut", dict)
+    with pytest.raises(UserError, match=r"distil\.rungs is 1 there, 0 now; .*distil\.\* but distil\.rungs"):
+        Stages(tmp_path, asking(rungs=0), HASHES)
+    _begun(tmp_path, asking(base_lr=0.25)).run("distil", dict)
+    _begun(tmp_path, asking(base_lr=0.25, accum_steps=2))
+    with pytest.raises(UserError, match=r"distil\.base_lr is 0\.25 there, 0\.5 now"):
+        Stages(tmp_path, asking(base_lr=0.5, accum_steps=2), HASHES)
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["begun now", "stopped before and run again"])
@@ -70,14 +93,14 @@ def test_only_a_refusal_before_the_first_stage_is_done_is_forgotten(
     code: ExitCode, kept: bool, again: bool, tmp_path: Path
 ) -> None:
     for _ in range(1 + again):
-        stages = Stages(tmp_path, CONFIG, HASHES)
+        stages = _begun(tmp_path)
     with pytest.raises(UserError), stages.forgotten_when_refused():
         raise UserError("too few calibration images", code)
     assert (tmp_path / "compression.json").exists() == kept
 
 
 def test_a_refusal_after_a_stage_keeps_what_is_done(tmp_path: Path) -> None:
-    stages = Stages(tmp_path, CONFIG, HASHES)
+    stages = _begun(tmp_path)
     stages.run("search", dict)
     with pytest.raises(UserError), stages.forgotten_when_refused():
         raise UserError("no room")
@@ -112,7 +135,7 @@ def _bisect(threshold: int, least: float = 0.9) -> tuple[int, list[Any]]:
     def accuracy(plan: Plan) -> float:
         return 0.95 if budgets[-1] >= threshold else 0.5
 
-    kept, met = least_accuracy.smallest(SMALL, Rounding(8, 4, 16), search, accuracy, least)
+    kept, met = least_accuracy.smallest(SMALL, Rounding(8, 4, 16), search, accuracy, least, 0.96)
     return kept[0].cost, met["tried"]
 
 
@@ -131,11 +154,14 @@ def test_an_accuracy_of_a_teacher_that_cannot_be_cut_is_refused_in_its_own_words
     with pytest.raises(
         UserError, match=r"the least that does has [\d,]+ MACs of [\d,]+; give a budget of so many MACs"
     ):
-        least_accuracy.smallest(SMALL, Rounding(8, 4, 16), nothing, lambda _: 1.0, 0.9)
+        least_accuracy.smallest(SMALL, Rounding(8, 4, 16), nothing, lambda _: 1.0, 0.9, 0.96)
 
 
 def test_an_accuracy_that_no_cut_keeps_is_refused_with_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"keeps a validation top-1 of 0\.99 .* the nearest has 0\.5 at"):
+    with pytest.raises(
+        UserError,
+        match=r"keeps a validation top-1 of 0\.99 .* the nearest has 0\.5 at .*budget\.max_drop=0\.46",
+    ):
         _bisect(10**9, least=0.99)
 
 
@@ -185,7 +211,7 @@ def test_a_ladder_needs_a_budget() -> None:
 
 def test_a_refusal_removes_nothing_that_is_not_the_compressions(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    stages = Stages(tmp_path, CONFIG, HASHES)
+    stages = _begun(tmp_path)
     with pytest.raises(UserError), stages.forgotten_when_refused():
         raise UserError("too few images")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
@@ -203,6 +229,6 @@ def test_blocks_are_matched_with_those_of_one_cut(turns: tuple[str, str]) -> Non
 )
 def test_rungs_that_take_more_than_a_third_are_remarked_on(kept: tuple[float, ...], said: list[str]) -> None:
     """Two rungs of a half come to a quarter, for which the rule of a third takes four."""
-    remarks = ladder.remarks([{"kept": one} for one in kept])
+    remarks = ladder.remarks([{"kept": one, "rung": rung} for rung, one in enumerate(kept, 1)])
     assert len(remarks) == len(said)
     assert all(re.search(pattern, remark) for pattern, remark in zip(said, remarks))

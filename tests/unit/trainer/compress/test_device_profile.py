@@ -143,7 +143,7 @@ def test_a_teacher_is_cut_to_the_recorded_devices_latency(
             ["--config.budget.threads=2"],
             "is of batch=1 threads=1 precision=fp32, asked are batch=1 threads=2",
         ),
-        (["--config.budget.latency_p50_ms=4"], "is below the .* ms that one block needs"),
+        (["--config.budget.latency_p50_ms=4"], "is below the .* ms that the least cut needs"),
         (["--config.round_mlp=1"], "lacks sizes that this compression asks for"),
         (["--config.budget.profile=absent.json"], "budget.profile=absent.json is no file"),
     ],

@@ -13,7 +13,6 @@ from tests.support.small_models import SMALL, random_params, smooth_images
 from trainer.compress import merging, plan, scores, search
 from trainer.compress.allocate import Rounding
 from trainer.compress.latency_table import CostTable, grid
-from trainer.compress.merging import Merged
 from trainer.compress.plan import Plan, identity, without_layers
 from trainer.compress.repair import Repair, cut
 from trainer.compress.search import Candidate, Judge, Teacher
@@ -87,15 +86,6 @@ def test_losses_are_the_kl_of_the_merged_model_and_none_without_merging() -> Non
     assert found[(0, 0, 0, 0)] == 0
     assert found[MERGING] == pytest.approx(search.divergence(wanted, said), rel=1e-3)
     assert found[MERGING] > 1e-5  # float32 noise of equal logits is below 1e-9
-
-
-@pytest.mark.parametrize(("budget", "wanted"), [(100, 0), (85, 1), (60, 3), (20, 2)])
-def test_the_best_schedule_loses_least_within_the_budget_or_least_for_what_it_saves(
-    budget: int, wanted: int
-) -> None:
-    found = [Merged((0,), 100, 0.0), Merged((1,), 80, 0.2), Merged((2,), 70, 0.1), Merged((3,), 50, 0.4)]
-    found[2] = dataclasses.replace(found[2], divergence=0.21)
-    assert merging.best(found, budget) == found[wanted]
 
 
 def test_a_plan_carries_its_schedule_through_json_and_loses_with_a_layer_what_that_merged() -> None:
