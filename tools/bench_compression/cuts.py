@@ -1,6 +1,7 @@
 """The cuts of one teacher to fractions of its MACs without a training step: ours, a uniform one, and the peer's."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ OURS, UNIFORM, PEER = "ours, budget search", "ours, uniform", "Torch-Pruning"
 # What the recipe calls the two ways to spend a budget, and what ends a compression with the cut.
 _SEARCH = {
     OURS: ("--config.search=budget",),
-    UNIFORM: ("--config.search=uniform", "--config.sensitivity=False"),
+    UNIFORM: ("--config.search=uniform",),
 }
-_CUT_ONLY = ("--config.until=cut",)
+_CUT_ONLY = ("--config.until=cut", "--config.sensitivity=False")
 # Of the budget, for one keep ratio of everything: what rounds to just above it costs the uniform cut a whole step otherwise.
 _UNIFORM_SLACK = 1.01
 _AGREES = 1e-3  # of top-1: the peer's count and ours on its weights; ties of rounding, not another model
@@ -23,13 +24,18 @@ _AGREES = 1e-3  # of top-1: the peer's count and ours on its weights; ties of ro
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """One cut model: how it was made, asked and actual cost, wall seconds of making it, test accuracy, and where it lies."""
+    """One cut model: how it was made, asked and actual cost, test accuracy, and where it lies.
+
+    `seconds` are the wall seconds of the whole command, `cutting_seconds` those of scores, search, cut and repair in it: without
+    its start, the teacher's and the cut's accuracy on the validation images, and the report.
+    """
 
     method: str
     fraction: float
     macs: int
     params: int
     seconds: float | None
+    cutting_seconds: float | None
     score: Score
     checkpoint: str
 
@@ -49,10 +55,17 @@ def ours(bench: Bench, fraction: float, examples: int, method: str = OURS) -> Cu
         *_SEARCH[method],
         *_CUT_ONLY,
     )
-    seconds = bench.steps.seconds[name]
+    cut = json.loads((target / "stages" / "cut.json").read_text())["result"]
+    cutting = sum(said["seconds_by_stage"].values()) - cut["validation_seconds"]
     sizes = {size: said[size]["actual"] for size in ("macs", "params")}
     return Cut(
-        method, fraction, **sizes, seconds=seconds, score=bench.evaluate(name, target), checkpoint=str(target)
+        method,
+        fraction,
+        **sizes,
+        seconds=bench.steps.seconds[name],
+        cutting_seconds=round(cutting, 1),
+        score=bench.evaluate(name, target),
+        checkpoint=str(target),
     )
 
 
@@ -115,4 +128,12 @@ def _peer(bench: Bench, said: dict[str, Any], target: Path) -> Cut:
             f"we say {shape['macs']} and {score.top1 * score.examples:.0f}; its weights were read wrongly"
         )
     method = f"{PEER} {said['method']}"
-    return Cut(method, said["fraction"], **shape, seconds=None, score=score, checkpoint=str(target))
+    return Cut(
+        method,
+        said["fraction"],
+        **shape,
+        seconds=None,
+        cutting_seconds=None,
+        score=score,
+        checkpoint=str(target),
+    )

@@ -128,8 +128,12 @@ def choose(given: Given, goal: Goal | None, folder: Path) -> Choice:
 
 def _forget_others(path: Path, given: Given) -> None:
     """Removes losses that were measured of something else, which a report would tell."""
-    if path.is_file() and json.loads(path.read_text()).get("hashes") != given.basis:
+    if path.is_file() and json.loads(path.read_text()).get("hashes") != _of_losses(given):
         path.unlink()
+
+
+def _of_losses(given: Given) -> dict[str, str]:
+    return {**given.basis, "told": str(given.config.sensitivity)}
 
 
 def _tell(basis: "_Basis") -> None:
@@ -197,8 +201,11 @@ class _Basis:
         """What was kept, or what is measured now and kept."""
         if self.path.is_file():
             return losses.read(json.loads(self.path.read_text())["losses"])
-        found = search.measure_losses(self.given.teacher, self.ranked, self.judge)
-        write_text(self.path, json.dumps({"hashes": self.given.basis, "losses": losses.plain(found)}) + "\n")
+        told = self.given.config.sensitivity
+        found = search.measure_losses(self.given.teacher, self.ranked, self.judge, told)
+        write_text(
+            self.path, json.dumps({"hashes": _of_losses(self.given), "losses": losses.plain(found)}) + "\n"
+        )
         return found
 
 

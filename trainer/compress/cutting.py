@@ -1,5 +1,6 @@
 """A plan carried out: the cut and repaired model as a checkpoint like any other, and what it is worth."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from trainer.config import config_hash, resolved_text
 
 
 def carry_out(given: Given, plan: Plan, met: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Writes `folder`/checkpoints and plan.json; returns top-1 before and after, and the repair's remarks."""
+    """Writes `folder`/checkpoints and plan.json; returns top-1 before and after, how long that took, and the repair's remarks."""
     teacher, data, whole = given.teacher, given.data, given.loaded.params
     seen = given.seen(keep=True)
     params, remarks = cut(teacher.model, whole, plan, teacher.images, teacher.how, seen)
@@ -26,7 +27,9 @@ def carry_out(given: Given, plan: Plan, met: dict[str, Any], folder: Path) -> di
     # Few images are sooner answered at the teacher's sizes, for which everything is compiled.
     few = len(data.validation) < validation.WORTH_COMPILING
     cut_model = padded_model(teacher.model, plan, params) if few else (shape, params)
+    began_s = time.monotonic()
     top1s = {"teacher": given.worth(teacher.model, whole), "cut and repaired": given.worth(*cut_model)}
+    judged_s = round(time.monotonic() - began_s, 1)
     write_text(folder / plans.FILE, dumped(plan))
     if shape.width < teacher.model.width:  # for who distils: the way from the teacher's stream to this one's
         to_narrow = width.projection(seen.directions, shape.width).astype(np.float32)
@@ -37,7 +40,7 @@ def carry_out(given: Given, plan: Plan, met: dict[str, Any], folder: Path) -> di
         model, weights = given.pair.having(shape, params) if given.pair else (shape, params)
         card = checkpoint.Card(model, given.loaded.preprocess, given.loaded.labels, _meta(given, met))
         checkpoint.save_model(folder, card, weights)
-    return {"validation_top1": top1s, "remarks": [*remarks, *_remarks(given)]}
+    return {"validation_top1": top1s, "validation_seconds": judged_s, "remarks": [*remarks, *_remarks(given)]}
 
 
 def _remarks(given: Given) -> list[str]:

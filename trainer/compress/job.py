@@ -182,6 +182,7 @@ class _Job:
             **sizes,
             "validation_top1": accuracies,
             "remarks": remarks,
+            "seconds_by_stage": self._stages.seconds,
             "seconds": round(time.monotonic() - self._began_s, 1),
             **({"budget": met} if met else {}),
             **({"shape": target.report(teacher, asked, model)} if asked else {}),

@@ -95,8 +95,12 @@ def measure(
     held_out: Array,
     batch: int,
     ridge: float,
+    blocks: bool,
 ) -> Losses:
-    """The losses of every layer: repaired on images `fitted`, judged on images `held_out`, both normalised (images, H, W, C)."""
+    """The losses of every layer, with those of whole `blocks` or without.
+
+    Repaired on images `fitted`, judged on images `held_out`, both normalised (images, H, W, C).
+    """
     table = Table(teacher, params, held_out, batch)
     stream = streams.embed(teacher, params, fitted, batch)
     found: list[LayerCurves] = []
@@ -112,7 +116,7 @@ def measure(
                         cuts = smaller(teacher, block, own, stream, batch, ridge).cuts(scores[str(index)])
                     curves |= {kind: table.curve(index, kind, *one) for kind, one in cuts.items()}
                     stream = streams.add_branch(branch(teacher, block), own, stream, batch)
-            if block.num_heads and block.mlp_dim:
+            if blocks and block.num_heads and block.mlp_dim:
                 curves["block"] = table.curve(index, "block", 1, lambda _: {})
             table.advance()
             found.append(curves)

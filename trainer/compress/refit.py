@@ -76,8 +76,9 @@ def look(branch: Branch, params: Params, task: Task) -> Found:
     """What a step needs to know of `branch`, whose block has `params`."""
 
     def looked(params: Params, rows: Array) -> tuple[jax.Array, ...]:
-        key = jax.random.key(int(rows[0]))
-        return _looking(branch)(params, task.stream[rows], task.lacking(rows), task.weights[rows], key)
+        lacking = task.lacking(rows)
+        signs = _signs(int(rows[0]), lacking.shape)
+        return _looking(branch)(params, task.stream[rows], lacking, task.weights[rows], signs)
 
     error, gradient, read, heard = _summed(looked, params, task)
     scale = heard.sum(axis=0) / np.trace(read)
@@ -97,7 +98,10 @@ def step(branch: Branch, params: Params, task: Task, found: Found) -> Params:
     def alone(flat: Array) -> Array:
         return np.asarray(inverse @ flat.reshape(shape) / found.heard).ravel()
 
-    system, preconditioner = (LinearOperator((found.gradient.size,) * 2, one) for one in (curved, alone))
+    # Without a type a product is formed to find it out.
+    system, preconditioner = (
+        LinearOperator((found.gradient.size,) * 2, one, dtype=np.float64) for one in (curved, alone)
+    )
     move, _ = cg(system, found.gradient.ravel(), rtol=_SOLVED, maxiter=_ITERATIONS, M=preconditioner)
     moved = _read_by(branch, params, np) + move.reshape(shape)
     return _reading_by(branch, params, moved.astype(np.float32))
@@ -121,21 +125,26 @@ def _summed(run: Callable[[Params, Array], tuple[jax.Array, ...]], params: Param
     return total
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def _signs(seed: int, shape: tuple[int, ...]) -> jax.Array:
+    """Random signs; compiled once and not with every branch."""
+    return jax.random.rademacher(jax.random.key(seed), shape, jnp.float32)
+
+
 @functools.lru_cache(maxsize=128)
 def _looking(branch: Branch) -> Callable[..., tuple[jax.Array, ...]]:
-    """(block, stream (B, T, w), lacking (B, T, w), weights (B,), key) → the parts of a `Found`, `heard` by input still.
+    """(block, stream (B, T, w), lacking (B, T, w), weights (B,), signs (B, T, w)) → the parts of a `Found`, `heard` by input.
 
-    How much a neuron is heard is the second moment of the gradient of random signs: those of all outputs at once tell it from
+    How much a neuron is heard is the second moment of the gradient of random `signs`: those of all outputs at once tell it from
     few images (Hutchinson's estimator).
     """
 
     def looking(
-        params: Params, stream: jax.Array, lacking: jax.Array, weights: jax.Array, key: jax.Array
+        params: Params, stream: jax.Array, lacking: jax.Array, weights: jax.Array, signs: jax.Array
     ) -> tuple[jax.Array, ...]:
         said = _said(branch, params, stream)
         added, pull, taps = jax.vjp(said, _read_by(branch, params, jnp), has_aux=True)
         left, counts = lacking - added, weights[:, None, None]
-        signs = jax.random.rademacher(key, left.shape, left.dtype)
         norm = taps["norm"]
         read = jnp.concatenate([norm, jnp.ones_like(norm[..., :1])], axis=-1)
         products = jnp.einsum("bta,btc->ac", counts * read, read, precision=jax.lax.Precision.HIGHEST)

@@ -161,11 +161,18 @@ def missed_least(teacher: Teacher, judge: Judge) -> list[int]:
     return [int(index) for index in np.argsort(found, kind="stable")]
 
 
-def measure_losses(teacher: Teacher, scores: Scores, judge: Judge) -> Losses:
-    """What each part of each layer, each unit of a stem and the stream lose by size, on the judge's split of the images."""
+def measure_losses(teacher: Teacher, scores: Scores, judge: Judge, told: bool = True) -> Losses:
+    """What each part of each layer and each unit of a stem lose by size, on the judge's split of the images.
+
+    And what whole blocks and the stream do, by which nothing is searched, where a report tells them.
+    """
     model, params, how = teacher.model, teacher.params, teacher.how
-    of_blocks = losses.measure(model, params, scores, judge.fitted, judge.held_out, how.batch, how.ridge)
+    of_blocks = losses.measure(
+        model, params, scores, judge.fitted, judge.held_out, how.batch, how.ridge, told
+    )
     of_stem = stem_losses.measure(model, params, scores, judge.fitted, judge.held_out, how)
+    if not told:
+        return [*of_blocks, *of_stem]
     return [
         *of_blocks,
         *of_stem,

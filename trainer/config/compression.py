@@ -145,7 +145,8 @@ class Compression(Data):
     ] = "budget"
     sensitivity: Annotated[
         bool,
-        "whether the report tells what each layer bears also where the search does not ask: minutes, of a large model",
+        "whether the report tells what each layer bears where the search does not ask, and what whole blocks and the stream do: "
+        "minutes, of a large model",
     ] = True
     merge: Annotated[
         str,

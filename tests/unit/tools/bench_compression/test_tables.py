@@ -19,7 +19,7 @@ TEACHER, WHOLE = Score.counted(900, 1000), {"macs": 1000, "params": 400}
 
 
 def _cut(method: str, correct: int, fraction: float = 0.5) -> Cut:
-    return Cut(method, fraction, 490, 200, 12.0, Score.counted(correct, 1000), f"runs/{method}")
+    return Cut(method, fraction, 490, 200, 12.0, 10.0, Score.counted(correct, 1000), f"runs/{method}")
 
 
 def test_a_score_shows_percent_with_its_interval() -> None:
@@ -42,7 +42,7 @@ def test_equal_answers_have_no_drop_at_all() -> None:
 
 def test_one_shot_tells_what_is_left_and_how_far_below_the_teacher() -> None:
     text = one_shot.markdown(TEACHER, WHOLE, [_cut(cuts.OURS, 895), _cut("peer", 500)])
-    assert "| 50% | ours, budget search | 49.0% | 50.0% | 89.50 (87.45 to 91.25) | 0.50 | 12 |" in text
+    assert "| 50% | ours, budget search | 49.0% | 50.0% | 89.50 (87.45 to 91.25) | 0.50 | 12 | 10 |" in text
     row = one_shot.row(_cut(cuts.OURS, 905), TEACHER, WHOLE)
     assert (row["macs_left"], row["points_below_teacher"]) == (0.49, -0.5)
 

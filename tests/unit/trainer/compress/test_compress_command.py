@@ -33,8 +33,9 @@ def test_the_result_says_what_was_asked_what_came_out_and_what_it_is_worth(
 ) -> None:
     workdir, result = cut
     assert json.loads(json.dumps(result)) == result  # the last line of stdout
-    names = ("stage", "params", "macs", "validation_top1", "remarks", "seconds", "workdir", "checkpoint")
-    assert result.keys() == set(names)
+    names = ("stage", "params", "macs", "validation_top1", "remarks", "workdir", "checkpoint")
+    assert result.keys() == {*names, "seconds", "seconds_by_stage"}
+    assert result["seconds_by_stage"].keys() == {"search", "cut"}
     assert result["stage"] == "pruned"
     assert result["workdir"] == result["checkpoint"] == str(workdir)  # nothing was distilled
     model = checkpoint.load_card(workdir).description

@@ -167,6 +167,8 @@ def test_a_search_that_was_refused_is_mended_without_measuring_anew(
     monkeypatch.setattr("trainer.compress.scores.score", None)  # not to be called
     monkeypatch.setattr("trainer.compress.search.measure_losses", None)
     run_flow(tmp_path / "teacher", tmp_path / "small", "--config.until=cut", "--config.halving.candidates=0")
+    rows = json.loads((tmp_path / "small" / "report.json").read_text())["candidates"]
+    assert not [row for row in rows if "above the budget" in row["reason"]]  # of the search before
     for made in ("stages", "checkpoints"):
         shutil.rmtree(tmp_path / "small" / made)
     (tmp_path / "small" / "compression.json").unlink()

@@ -162,6 +162,18 @@ def test_fewer_images_than_can_be_split_are_refused() -> None:
         Judge(_teacher(images=3))
 
 
+def test_what_only_a_report_tells_is_left_out_where_it_is_not_told_and_the_plan_is_the_same() -> None:
+    teacher, judge, budget = _teacher(), Judge(_teacher()), param_count(DEEP) // 2
+    whole = search.measure_losses(teacher, _scores(), judge)
+    least = search.measure_losses(teacher, _scores(), judge, told=False)
+    assert [set(curves) for curves in whole] == [*({*curves, "block"} for curves in least), {"width"}]
+    found = [
+        search.to_budget(teacher, _scores(), table, param_count, budget, ROUNDING, judge)[0].plan
+        for table in (whole, least)
+    ]
+    assert found[0] == found[1]
+
+
 def test_a_budget_above_the_teacher_is_refused_with_both_numbers() -> None:
     most = param_count(DEEP)
     with pytest.raises(UserError, match=f"budget {most + 1:,} is above the teacher's {most:,}"):
