@@ -88,7 +88,7 @@ def check(given: Given) -> Goal | None:
         asked = getattr(config.budget, name)
         name = f"budget.{name}={asked:g} of the teacher's:" if asked <= 1 else f"budget.{name}"
         search.check_budget(teacher, cost, budget, given.rounding, name)
-    if config.search == "budget" and not config.shape.stated:
+    if config.searched:
         search.require_images(teacher, config.calibration.batch, config.calibration.examples)
     target.asked(config.shape, teacher)
     merging.stated(teacher, config.shape.merge)

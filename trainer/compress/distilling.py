@@ -37,8 +37,7 @@ def check(given: Given) -> None:
 
 
 def _check_features(config: Compression, teacher: ViT, experiment: Experiment) -> None:
-    searched = config.search == "budget" and not config.shape.stated
-    if config.shape.merge or (searched and merging.offered(config.merge, teacher)):
+    if config.shape.merge or (config.searched and merging.offered(config.merge, teacher)):
         raise UserError(
             f"distil.feature_weight={config.distil.feature_weight:g} matches streams token by token, but the student may merge "
             "tokens; set merge=never and shape.merge=0, or distil.feature_weight=0"

@@ -104,9 +104,8 @@ def _latency(budget: Budget, ends: list[ViT], rounding: Rounding) -> Goal:
     # Who measures longer, because others use the machine, measures anew.
     long = f"{budget.timing_seconds:g} s"
     taken = [value(timing).value for timing in kept(alone, f"alone, {long}")(ends)]
-    if (
-        asked < taken[0]
-    ):  # what was kept may have been measured while others used the machine, which only adds
+    # What was kept may have been measured while others used the machine, which only adds.
+    if asked < taken[0]:
         taken[0] = min(taken[0], value(*alone(ends[:1])).value)
     _require_possible(name, "ms", asked, taken)  # before minutes go into the table
     cost = CostTable(grid(ends[-1], rounding), kept(in_turns, f"in turns, {long}"))

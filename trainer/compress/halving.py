@@ -23,7 +23,7 @@ from trainer.compress.losses import divergence
 from trainer.compress.moments import Array
 from trainer.compress.plan import Plan
 from trainer.compress.search import Candidate
-from trainer.compress.stages import Stages
+from trainer.compress.stages import HALVING, Stages
 from trainer.compress.validation import logits
 
 
@@ -55,7 +55,7 @@ def race(given: Given, candidates: list[Candidate], folder: Path, stages: Stages
     for place, candidate in enumerate(candidates):
         start = folder / str(place)
         result = stages.run(
-            f"halving-{place}-cut", functools.partial(_cut, given, candidate.plan, start, wanted)
+            f"{HALVING}-{place}-cut", functools.partial(_cut, given, candidate.plan, start, wanted)
         )
         runners.append(_Runner(place, start, [result]))
     field, steps = runners, given.config.halving.steps
@@ -64,7 +64,7 @@ def race(given: Given, candidates: list[Candidate], folder: Path, stages: Stages
             for runner in field:
                 to = folder / str(runner.before) / f"round{turn}"
                 result = stages.run(
-                    f"halving-{runner.before}-{turn}",
+                    f"{HALVING}-{runner.before}-{turn}",
                     functools.partial(_round, given, runner.newest, to, steps, wanted),
                 )
                 runner.newest, runner.rounds = to, [*runner.rounds, result]

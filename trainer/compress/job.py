@@ -32,7 +32,7 @@ from trainer.compress.report.record import Record
 from trainer.compress.search import Candidate
 from trainer.compress.sensitivity import Sensitivity
 from trainer.compress.shipping import Limit
-from trainer.compress.stages import EXPORT, Result, Stages
+from trainer.compress.stages import DISTIL, EXPORT, HALVING, Result, Stages
 from trainer.compress.stopping import stoppable
 from trainer.config import Compression
 
@@ -110,11 +110,9 @@ class _Job:
         first, *others = choice.candidates[: max(given.config.halving.candidates, 1)]
         met = [choice.met] * (1 + len(others))
         if others and goal:  # only the first was measured by the search
-            kept = self._stages.run("halving-measured", lambda: {"kept": _within(goal, given, others)})[
-                "kept"
-            ]
-            others = [others[one["place"]] for one in kept]
-            met[1:] = [choice.met | one["met"] for one in kept]
+            done = self._stages.run(f"{HALVING}-measured", lambda: {"kept": _within(goal, given, others)})
+            others = [others[one["place"]] for one in done["kept"]]
+            met[1:] = [choice.met | one["met"] for one in done["kept"]]
         if not others:
             return [], first, choice.met
         field = [first, *others]
@@ -138,7 +136,7 @@ class _Job:
         if given.config.until == "cut" or not steps:
             return at
         qat_steps = given.config.distil.qat_steps
-        trained = self._stages.run("distil", lambda: distil(given, at, at / "distil", steps, qat_steps))
+        trained = self._stages.run(DISTIL, lambda: distil(given, at, at / "distil", steps, qat_steps))
         top1["distilled"] = trained["validation_top1"]
         return at / "distil"
 

@@ -16,7 +16,7 @@ from trainer.compress.cutting import carry_out
 from trainer.compress.distilling import distil
 from trainer.compress.given import Given, cutting
 from trainer.compress.search import Candidate
-from trainer.compress.stages import Stages
+from trainer.compress.stages import RUNG, Stages
 from trainer.config import Budget, Compression
 from trainer.config.compression import LIMITS
 
@@ -75,7 +75,7 @@ def climb(given: Given, first: Choice, workdir: Path, stages: Stages) -> tuple[G
         best = _found(here, folder, stages)
         if cost(best.plan.shape_of(below.teacher.model)) <= kept * cost(teacher):
             break  # sizes are no finer: the last cut comes to the same from where it would begin now
-        row = stages.run(f"rung-{rung}", functools.partial(_rung, here, best, folder, stages))
+        row = stages.run(f"{RUNG}-{rung}", functools.partial(_rung, here, best, folder, stages))
         rows.append({"rung": rung, "kept": fraction, **row})
         below = cutting(below, folder / "distil", _absolute(given))
     return below, rows

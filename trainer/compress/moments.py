@@ -46,7 +46,7 @@ def require_enough(what: str, rows: int, dims: int) -> None:
     if rows < ROWS_PER_DIM * dims:
         raise UserError(
             f"{what} has {dims} dimensions but calibration gives {rows} samples; at least {ROWS_PER_DIM * dims} are needed: "
-            f"raise --config.calibration.examples at least {nearest.at_least(ROWS_PER_DIM * dims / max(rows, 1))} times as many"
+            f"raise --config.calibration.examples to at least {nearest.at_least(ROWS_PER_DIM * dims / max(rows, 1))} times as many"
         )
 
 

@@ -59,6 +59,11 @@ class Budget:
         """Whether a latency is limited."""
         return bool(self.latency_p50_ms or self.latency_p99_ms)
 
+    @property
+    def of_a_file(self) -> list[str]:
+        """The limits that are set on a file or its time, which hold for `precision`."""
+        return [name for name in ("mib", "latency_p50_ms", "latency_p99_ms") if getattr(self, name)]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
@@ -211,10 +216,14 @@ class Compression(Data):
         )
 
     @property
+    def searched(self) -> bool:
+        """Whether a budget is spent by measured losses, and not alike everywhere or as a shape states."""
+        return self.search == "budget" and not self.shape.stated
+
+    @property
     def shipped_precision(self) -> str:
         """The precision that the exporter is asked for: a limit on file or time is on a file of its own precision."""
-        limited = self.budget.mib or self.budget.timed
-        return self.export.precision or (self.budget.precision if limited else AUTO)
+        return self.export.precision or (self.budget.precision if self.budget.of_a_file else AUTO)
 
     def _check_rest(self, found: Problems) -> None:
         distil, halving = self.distil, self.halving
@@ -251,9 +260,8 @@ class Compression(Data):
                 f"distil.feature_weight={distil.feature_weight:g} matches blocks of one cut with those of its teacher; "
                 f"set {name}={alone}, not {value}, or distil.feature_weight=0",
             )
-        several = not self.shape.stated and self.search == "budget"
         found.check(
-            halving.candidates <= 1 or several,
+            halving.candidates <= 1 or self.searched,
             f"halving.candidates={halving.candidates} is for search=budget with a budget; a stated shape or a uniform cut has one "
             "candidate: set it to 0",
         )
@@ -275,7 +283,7 @@ class Compression(Data):
         )
         self._check_precision(found)
         found.check(
-            self.merge != "always" or several,
+            self.merge != "always" or self.searched,
             f"merge={self.merge} is for search=budget with a budget; a stated shape has shape.merge, "
             "a uniform cut merges nothing: set merge=never",
         )
@@ -283,9 +291,7 @@ class Compression(Data):
     def _check_precision(self, found: Problems) -> None:
         """A limit on file or time is of one precision, which the shipped file must have."""
         asked, precision = self.export.precision, self.budget.precision
-        limited = [
-            name for name in LIMITS if getattr(self.budget, name) and name not in (*SIZES, *ACCURACIES)
-        ]
+        limited = self.budget.of_a_file
         fine = ("", precision) if self.budget.mib or self.budget.profile else ("", precision, AUTO)
         found.check(
             not limited or asked in fine,

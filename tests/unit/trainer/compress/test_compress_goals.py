@@ -1,9 +1,8 @@
-"""Everything that can be asked of the whole command: budgets of each kind, stated sizes, ladders, hybrids."""
+"""Everything that can be asked of the whole command: budgets of each kind, stated sizes, hybrids, precisions."""
 
 import dataclasses
 import json
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,88 +15,14 @@ from serving.timing.turns import Timing
 from tests.support.compressions import cut_arguments, run_flow
 from tests.support.small_families import HYBRID
 from tests.support.small_models import DIGITS_SPEC, SMALL, able_params, save_digits
-from trainer import checkpoint, config, description
-from trainer.checkpoint import Loaded
-from trainer.compress import distilling, halving, ladder, latency, shipping
+from trainer import checkpoint, description
+from trainer.compress import halving, latency, shipping
 from trainer.compress.__main__ import main
-from trainer.compress.given import Given
 from trainer.description import Stem, uniform
 from trainer.export import job
 from trainer.export.candidate import Candidate
 from trainer.export.fastest import Choice
 from trainer.export.gate import Gate
-
-
-def test_a_ladder_cuts_and_distils_rung_by_rung_to_the_budget(teacher: Path, tmp_path: Path) -> None:
-    """With `rungs=0` there are as many as a third at a time needs: two to three fifths."""
-    more = ("--config.distil.rungs=0", "--config.halving.candidates=0", "--config.until=distil")
-    result = run_flow(teacher, tmp_path, *more)
-    (rung,) = json.loads((tmp_path / "report.json").read_text())["rungs"]
-    whole = description.param_count(SMALL)
-    assert result["params"]["actual"] <= 0.6 * whole
-    assert (
-        result["params"]["actual"] < rung["params"] <= 0.6**0.5 * whole * 1.02
-    )  # what one cut gives is below 0.6
-    first = checkpoint.load(teacher).meta["weights_hash"]
-    for folder in (tmp_path / "ladder" / "1" / "distil", tmp_path / "distil"):
-        assert checkpoint.load_card(folder).meta["teacher_hash"] == first  # the teacher stays the first one
-    between = checkpoint.load(tmp_path / "ladder" / "1" / "distil").meta["weights_hash"]
-    assert checkpoint.load_card(tmp_path).meta["teacher_hash"] == between  # what the last cut was made from
-    assert {"teacher", "last rung", "distilled"} <= result["validation_top1"].keys()
-
-
-def test_a_rung_has_a_limit_of_its_own_and_no_device() -> None:
-    more = [("budget.latency_p50_ms", "2"), ("budget.profile", "edge.json")]
-    asked = config.compression("configs/compress.py", more)
-    found = dataclasses.replace(asked, budget=ladder._only(asked.budget, "macs", 1000)).budget
-    assert (found.macs, found.latency_p50_ms, found.profile) == (1000, 0, "")
-
-
-def test_a_ladder_whose_rungs_lost_too_much_says_so(tmp_path: Path) -> None:
-    """Two steps at a high rate ruin the rung, so that the accuracy asked for is above what the last cut begins with."""
-    save_digits(tmp_path / "teacher", params=able_params())
-    more = (
-        "--config.budget.params=0",
-        "--config.budget.max_drop=0.1",
-        "--config.distil.rungs=2",
-        "--config.distil.base_lr=10",
-        "--config.halving.candidates=0",
-    )
-    with pytest.raises(
-        UserError, match=r"after 1 distilled rungs, .*min_top1=0\.\d+ is above .*; or climb with fewer"
-    ):
-        run_flow(tmp_path / "teacher", tmp_path / "small", *more)
-
-
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        (("--config.distil.distill_loss=token",), "needs a student with a distillation token"),
-        (("--config.distil.feature_weight=1", "--config.distil.feature_blocks=7"), "teacher's are 0 to 1"),
-        (("--config.distil.feature_weight=1", "--config.merge=always"), "set merge=never and shape.merge=0"),
-    ],
-)
-def test_a_distillation_that_could_not_begin_is_refused_before_anything_is_cut(
-    more: tuple[str, ...], said: str, teacher: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(UserError, match=said):
-        run_flow(teacher, tmp_path / "small", "--config.halving.candidates=0", *more)
-    assert not (tmp_path / "small").exists()
-
-
-def test_halving_ranks_by_the_first_teacher_also_behind_a_ladder(
-    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[str] = []
-    said = halving._said
-
-    def heard(given: Given, loaded: Loaded) -> Any:
-        asked.append(loaded.meta["weights_hash"])
-        return said(given, loaded)
-
-    monkeypatch.setattr(halving, "_said", heard)
-    run_flow(teacher, tmp_path, "--config.distil.rungs=2", "--config.until=distil")
-    assert asked[0] == checkpoint.load(teacher).meta["weights_hash"]
 
 
 def test_sizes_fall_with_the_budget(teacher: Path, tmp_path: Path) -> None:
@@ -149,61 +74,6 @@ def test_an_impossible_budget_is_refused_with_the_nearest_possible(
     with pytest.raises(UserError, match=said):
         run_flow(teacher, tmp_path / "small", *more)
     assert not (tmp_path / "small").exists()
-
-
-def test_a_search_that_was_refused_is_mended_without_measuring_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save_digits(tmp_path / "teacher", params=able_params())
-    budget = (
-        "--config.budget.params=0",
-        "--config.budget.max_drop=1e-9",
-        "--config.until=cut",
-        "--config.halving.candidates=0",
-    )
-    monkeypatch.setattr("trainer.compress.choosing._accuracy", lambda given, plan: 0.5)
-    with pytest.raises(UserError, match=r"no cut keeps .*budget\.min_top1, or budget\.max_drop=0\.\d+"):
-        run_flow(tmp_path / "teacher", tmp_path / "small", *budget)
-    monkeypatch.setattr("trainer.compress.scores.score", None)  # not to be called
-    monkeypatch.setattr("trainer.compress.search.measure_losses", None)
-    run_flow(tmp_path / "teacher", tmp_path / "small", "--config.until=cut", "--config.halving.candidates=0")
-    rows = json.loads((tmp_path / "small" / "report.json").read_text())["candidates"]
-    assert not [row for row in rows if "above the budget" in row["reason"]]  # of the search before
-    for made in ("stages", "checkpoints"):
-        shutil.rmtree(tmp_path / "small" / made)
-    (tmp_path / "small" / "compression.json").unlink()
-    with pytest.raises(TypeError, match="not callable"):  # of other images all is measured anew
-        run_flow(tmp_path / "teacher", tmp_path / "small", "--config.calibration.examples=260")
-
-
-def test_a_step_that_does_not_fit_is_mended_by_the_key_that_a_compression_has(
-    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    train = distilling.train
-
-    def without_room(*given: Any) -> Any:
-        raise UserError("out of memory: use --config.accum_steps=2, or --config.data_dir=there")
-
-    monkeypatch.setattr(distilling, "train", without_room)
-    more = ("--config.halving.candidates=0", "--config.until=distil")
-    with pytest.raises(UserError, match=r"use --config\.distil\.accum_steps=2, or --config\.data_dir=there"):
-        run_flow(teacher, tmp_path, *more)
-    monkeypatch.setattr(distilling, "train", train)
-    result = run_flow(teacher, tmp_path, *more, "--config.distil.accum_steps=2")
-    assert "distilled" in result["validation_top1"]
-
-
-def test_rungs_that_are_finer_than_cuts_are_passed_over(teacher: Path, tmp_path: Path) -> None:
-    more = (
-        "--config.distil.rungs=8",
-        "--config.budget.params=0.8",
-        "--config.halving.candidates=0",
-        "--config.until=distil",
-    )
-    result = run_flow(teacher, tmp_path, *more)
-    rungs = json.loads((tmp_path / "report.json").read_text())["rungs"]
-    assert 0 < len(rungs) < 7
-    assert result["params"]["actual"] <= 0.8 * description.param_count(SMALL)
 
 
 def _by_size(
@@ -458,20 +328,3 @@ def test_tokens_are_merged_in_what_is_shipped(tmp_path: Path) -> None:
     assert [block.merge for block in shipped.blocks] == [0, 0, 1, 1]
     assert result["shipped"]["macs"] == description.macs(shipped) < description.macs(deep)
     assert "pairs of tokens merged" in (small / "report.md").read_text()
-
-
-@pytest.mark.slow
-def test_of_three_candidates_the_better_two_are_distilled_for_twice_as_long(
-    teacher: Path, tmp_path: Path
-) -> None:
-    run_flow(
-        teacher,
-        tmp_path,
-        "--config.halving.candidates=3",
-        "--config.halving.steps=2",
-        "--config.round_width=2",
-        "--config.until=distil",
-    )
-    rows = json.loads((tmp_path / "report.json").read_text())["halving"]
-    assert [[one["steps"] for one in row["rounds"]] for row in rows] == [[0, 2, 4], [0, 2, 4], [0, 2]]
-    assert rows[0]["rounds"][-1]["divergence"] <= rows[1]["rounds"][-1]["divergence"]
